@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# Everything comes from Debian 12 packages; scripts/install-dependencies lists them. Targets to link:
+#   Threads::Threads  Boost::headers  spdlog::spdlog  nlohmann_json::nlohmann_json  CLI11::CLI11
+#   Zydis::Zydis  PkgConfig::unicorn  Catch2::Catch2 (kvmid_test links it)  benchmark::benchmark (bench/ only)
+
+set(THREADS_PREFER_PTHREAD_FLAG ON)
+find_package(Threads REQUIRED)
+find_package(Boost 1.81 REQUIRED)
+find_package(spdlog REQUIRED)
+find_package(nlohmann_json REQUIRED)
+find_package(CLI11 REQUIRED)
+find_package(Zydis REQUIRED)
+find_package(PkgConfig REQUIRED)
+pkg_check_modules(unicorn REQUIRED IMPORTED_TARGET unicorn)
+find_package(Catch2 2.13 REQUIRED)
+find_package(benchmark QUIET)
+find_package(Python3 REQUIRED COMPONENTS Interpreter)
