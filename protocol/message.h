@@ -304,8 +304,8 @@ using ReplyBody = std::variant<std::monostate, GetVersionReply, GetGuestsReply, 
 struct CommandReply {
   std::uint16_t id = 0;  ///< of the command, also where it is unknown
   ErrorCode error = ErrorCode::None;
-  std::string_view text;  ///< empty on success
-  ReplyBody body;         ///< on an error only WRITE_PHYSICAL's cookie (KVMI_ESTALE)
+  std::string_view text{};  ///< empty on success
+  ReplyBody body{};         ///< on an error only WRITE_PHYSICAL's cookie (KVMI_ESTALE)
 };
 
 // ---- events ----
@@ -413,7 +413,7 @@ struct EventReply {
   bool step_over = false;
   bool has_cookie = false;
   std::uint64_t cookie = 0;
-  ReplacedValue value;
+  ReplacedValue value{};
 };
 
 // ---- from kvmid to an agent ----
@@ -430,12 +430,12 @@ struct Notice {
   NoticeKind kind{};
   EventKind event{};
   Action action{};
-  VcpuId vcpu;
+  VcpuId vcpu{};
   ErrorCode error = ErrorCode::None;
-  AgentId agent;
-  Seq event_seq;
+  AgentId agent{};
+  Seq event_seq{};
   std::uint32_t count = 0;
-  std::string_view text;
+  std::string_view text{};
 };
 struct GuestOn {
   kvmi_guest_entry guest{};

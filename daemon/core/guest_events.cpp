@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Events of a guest: who is told, who owes a reply, and what the merged reply is.
+#include <bit>
+
+#include "daemon/core/guest_machine.h"
+
+namespace kvmid::core {
+
+namespace {
+
+std::uint32_t to_us(std::chrono::milliseconds time) {
+  return static_cast<std::uint32_t>(std::chrono::microseconds(time).count());
+}
+
+}  // namespace
+
+void GuestMachine::mark_waiting(VcpuId vcpu, bool waiting) {
+  const std::uint64_t bit = std::uint64_t{1} << (vcpu.value % 64U);
+  auto& word = waiting_[vcpu.value / 64U];
+  word = waiting ? word | bit : word & ~bit;
+}
+
+// Running --event--> Waiting, and at once back to Running where no agent decides such events.
+void GuestMachine::event_arrived(Seq seq, const Event& event, TimePoint now, Effects& out) {
+  if (link_ != Link::Up) return break_link("sent an event before it said its version", seq, event.vcpu, out);
+  ++counters_.events;
+  if (event.kind() == EventKind::Unhook) return unhook(seq, event, now, out);
+  if (event.vcpu.value >= vcpus_.size()) return break_link("sent an event of a vCPU that it does not have", seq, event.vcpu, out);
+  VcpuMachine& machine = vcpus_[event.vcpu.value];
+  if (machine.waiting()) return break_link("sent an event of a vCPU that already waits", seq, event.vcpu, out);
+
+  machine.begin(event, seq, Seq{++event_counter_}, now);
+  mark_waiting(event.vcpu, true);
+  const auto [deciders, observers] = audience(event);
+  if (event.kind() == EventKind::Pause) {
+    PauseState& pause = pauses_[event.vcpu.value];
+    pause.asked = false;
+    deciders.for_each([&](AgentSlot slot) {
+      for (; pause.counts[slot] != 0; --pause.counts[slot]) tell(slot, machine, true, now, out);
+    });
+  } else {
+    deciders.for_each([&](AgentSlot slot) { tell(slot, machine, true, now, out); });
+  }
+  observers.for_each([&](AgentSlot slot) { tell(slot, machine, false, now, out); });
+  settle(machine, now, out);
+}
+
+/// Deciders and observers that wished for just this: this CR, this MSR, this page.
+std::pair<AgentSet, AgentSet> GuestMachine::audience(const Event& event) const {
+  if (withdrawing()) return {};
+  const EventKind kind = event.kind();
+  AgentSet wishing{~std::uint64_t{0}};
+  if (const auto* cr = std::get_if<CrData>(&event.data)) wishing = subscriptions_.wishing_cr(event.vcpu, cr->cr);
+  if (const auto* msr = std::get_if<MsrData>(&event.data)) wishing = subscriptions_.wishing_msr(event.vcpu, msr->msr);
+  if (const auto* fault = std::get_if<PageFaultData>(&event.data))
+    wishing = pages_.forbidding(gfn_of(fault->gpa), fault->access);
+  AgentSet deciders = subscriptions_.deciders(event.vcpu, kind) & wishing;
+  AgentSet observers = subscriptions_.observers(event.vcpu, kind) & wishing;
+  if (kind == EventKind::Singlestep) {
+    AgentSet stepping;
+    present_.for_each([&](AgentSlot slot) {
+      if (subscriptions_.has_singlestep(event.vcpu, slot)) stepping.add(slot);
+    });
+    deciders = deciders & stepping;
+  }
+  if (kind == EventKind::Pause) {
+    deciders = {};
+    const PauseState& pause = pauses_[event.vcpu.value];
+    present_.for_each([&](AgentSlot slot) {
+      if (pause.counts[slot] != 0) deciders.add(slot);
+    });
+    observers = observers - deciders;
+  }
+  return {deciders, observers};
+}
+
+/// What kvmid answers where no agent decides.
+Action GuestMachine::unattended_action(const Event& event) const {
+  if (const auto* fault = std::get_if<PageFaultData>(&event.data); fault != nullptr && event.actions.has(Action::Retry)) {
+    const Gfn gfn = gfn_of(fault->gpa);
+    const bool somebody_forbids = !withdrawing() && pages_.forbidding(gfn, fault->access).any();
+    const auto told = told_pages_.find(gfn.value);
+    const bool told_so = told != told_pages_.end() && (fault->access & ~told->second) != 0;
+    // No view forbids it any more and the hypervisor is about to know: the access will succeed when it is tried again.
+    if (!somebody_forbids && (busy_ || !told_so)) return Action::Retry;
+  }
+  return mildest(event.actions);
+}
+
+void GuestMachine::tell(AgentSlot slot, VcpuMachine& machine, bool decide, TimePoint now, Effects& out) {
+  const Agent& agent = agents_[slot];
+  std::uint32_t deadline_us = 0;
+  if (decide) {
+    const auto time = machine.event().kind() == EventKind::Pause ? agent.grant.pause_max : agent.grant.deadline;
+    machine.owe(slot, now + time);
+    deadline_us = to_us(time);
+  }
+  machine.tell(slot);
+  out.emplace_back(SendEvent{agent.id, machine.event_seq(), &machine.event(), decide, deadline_us});
+}
+
+// The hypervisor is about to let the guest go: everything is taken back, then the event is answered.
+void GuestMachine::unhook(Seq seq, const Event& event, TimePoint now, Effects& out) {
+  if (unhook_) return break_link("sent UNHOOK twice", seq, event.vcpu, out);
+  unhook_ = seq;
+  unhook_answered_ = false;
+  const OffReason reason = std::get<UnhookData>(event.data).reason;
+  present_.for_each([&](AgentSlot slot) {
+    out.emplace_back(SendGuestOff{agents_[slot].id, reason, "the hypervisor lets the guest go"});
+  });
+  give_up_votes(now, out);
+  touch_all_pages();
+  wishes_.push_front(WishChange{});
+  if (busy_) std::swap(wishes_[0], wishes_[1]);
+  next_wish(now, out);
+}
+
+/// Every vote that is owed becomes its agent's default.
+void GuestMachine::give_up_votes(TimePoint now, Effects& out) {
+  for_each_waiting([&](VcpuId, VcpuMachine& machine) {
+    machine.pending().for_each([&](AgentSlot slot) { machine.default_vote(agents_[slot].voter(slot)); });
+    settle(machine, now, out);
+  });
+}
+
+// ---- votes ----
+
+void GuestMachine::agent_reply(AgentSlot slot, Seq seq, const EventReply& reply, TimePoint now, Effects& out) {
+  if (reply.vcpu.value >= vcpus_.size())
+    return refuse_reply(slot, seq, reply.vcpu, reply.event, ErrorCode::Invalid, "no such vCPU", out);
+  VcpuMachine& machine = vcpus_[reply.vcpu.value];
+  if (!machine.waiting() || machine.event_seq() != seq) {
+    const bool was_sent = seq.value != 0 && event_counter_ - seq.value < 0x80000000U;
+    if (was_sent)
+      return refuse_reply(slot, seq, reply.vcpu, reply.event, ErrorCode::Stale, "too late: the event has ended", out);
+    return refuse_reply(slot, seq, reply.vcpu, reply.event, ErrorCode::NoEntry, "no event has this seq", out);
+  }
+  if (!machine.owes(slot)) {
+    if (machine.was_owed(slot))
+      return refuse_reply(slot, seq, reply.vcpu, reply.event, ErrorCode::Stale,
+                          "already answered, or its deadline has passed", out);
+    return refuse_reply(slot, seq, reply.vcpu, reply.event, ErrorCode::NoEntry, "no reply is owed to this event", out);
+  }
+  Agent& agent = agents_[slot];
+  const Event& event = machine.event();
+  std::string_view fault;
+  if (reply.event != event.kind()) fault = "the reply names another event";
+  else if (!event.actions.has(reply.action)) fault = "the event does not take this action";
+  if (!fault.empty()) {
+    machine.default_vote(agent.voter(slot));
+    refuse_reply(slot, seq, reply.vcpu, event.kind(), ErrorCode::Invalid, fault, out);
+  } else {
+    agent.strikes = 0;
+    machine.vote(agent.voter(slot), reply);
+  }
+  settle(machine, now, out);
+}
+
+void GuestMachine::refuse_reply(AgentSlot slot, Seq seq, VcpuId vcpu, EventKind kind, ErrorCode error,
+                                std::string_view text, Effects& out) {
+  ++(error == ErrorCode::Stale ? counters_.late_replies : counters_.bad_replies);
+  out.emplace_back(SendNotice{agents_[slot].id, Notice{.kind = NoticeKind::ReplyRefused,
+                                                       .event = kind,
+                                                       .vcpu = vcpu,
+                                                       .error = error,
+                                                       .event_seq = seq,
+                                                       .text = text}});
+  out.emplace_back(Report{.fact = Fact::ReplyRefused,
+                          .agent = agents_[slot].id,
+                          .vcpu = vcpu,
+                          .seq = seq,
+                          .event = kind,
+                          .error = error,
+                          .text = text});
+}
+
+/// The agent's deadline passed: its default is its vote; too many in a row make it an observer.
+void GuestMachine::missed(AgentSlot slot, VcpuMachine& machine, Effects& out) {
+  Agent& agent = agents_[slot];
+  const EventKind kind = machine.event().kind();
+  const Action action = machine.default_vote(agent.voter(slot));
+  ++counters_.expired;
+  ++agent.expired;
+  const bool counts = kind != EventKind::Pause;  // a long pause is not a missed decision
+  if (counts) ++agent.strikes;
+  out.emplace_back(SendNotice{agent.id, Notice{.kind = NoticeKind::Expired,
+                                               .event = kind,
+                                               .action = action,
+                                               .vcpu = machine.event().vcpu,
+                                               .error = ErrorCode::TimedOut,
+                                               .event_seq = machine.event_seq(),
+                                               .count = agent.strikes,
+                                               .text = "the deadline passed; the default action was taken as the vote"}});
+  out.emplace_back(Report{.fact = Fact::Expired,
+                          .agent = agent.id,
+                          .vcpu = machine.event().vcpu,
+                          .seq = machine.event_seq(),
+                          .event = kind,
+                          .action = action,
+                          .text = "deadline"});
+  if (counts && !agent.demoted && agent.strikes >= agent.grant.strikes_max) demote(slot, out);
+}
+
+void GuestMachine::demote(AgentSlot slot, Effects& out) {
+  Agent& agent = agents_[slot];
+  agent.demoted = true;
+  ++counters_.demoted;
+  subscriptions_.demote(slot);
+  out.emplace_back(SendNotice{agent.id, Notice{.kind = NoticeKind::Demoted,
+                                               .error = ErrorCode::TimedOut,
+                                               .count = agent.strikes,
+                                               .text = "too many deadlines missed in a row: an observer from now on"}});
+  out.emplace_back(Report{.fact = Fact::Demoted, .agent = agent.id, .text = "too many deadlines missed in a row"});
+}
+
+// Waiting --last vote--> Running: registers that were staged, then the one reply.
+void GuestMachine::settle(VcpuMachine& machine, TimePoint now, Effects& out) {
+  if (!machine.waiting() || machine.pending().any()) return;
+  const Event& event = machine.event();
+  const VcpuId vcpu = event.vcpu;
+  Verdict verdict = machine.finish();
+  mark_waiting(vcpu, false);
+  const bool attended = verdict.votes + verdict.defaults != 0;
+  if (!attended) verdict.reply.action = unattended_action(event);
+  if (verdict.set_registers)
+    send_command(SetRegisters{vcpu, verdict.regs},
+                 OpenCommand{.id = CommandId::SetRegisters, .purpose = Purpose::Registers, .vcpu = vcpu}, now, out);
+  out.emplace_back(SendEventReply{verdict.hypervisor_seq, verdict.reply});
+
+  if (!attended) ++counters_.unattended;
+  if (verdict.votes != 0) ++counters_.decided;
+  if (verdict.votes > 1) ++counters_.merged;
+  if (verdict.reply.action == Action::Skip) ++counters_.skipped;
+  if (verdict.reply.action == Action::Retry) ++counters_.retried;
+  if (verdict.reply.action == Action::Crash) ++counters_.crashed;
+  verdict.seen.for_each([&](AgentSlot slot) {
+    if (!present_.has(slot) || (agents_[slot].flags & KVMI_HELLO_OUTCOMES) == 0) return;
+    out.emplace_back(SendNotice{agents_[slot].id, Notice{.kind = NoticeKind::Outcome,
+                                                         .event = event.kind(),
+                                                         .action = verdict.reply.action,
+                                                         .vcpu = vcpu,
+                                                         .agent = verdict.decided_by,
+                                                         .event_seq = verdict.event_seq}});
+  });
+  const bool changed = !std::holds_alternative<std::monostate>(verdict.reply.value) || verdict.set_registers;
+  if (attended && (verdict.reply.action != Action::Allow || changed))
+    out.emplace_back(Report{.fact = Fact::Decided,
+                            .agent = verdict.decided_by,
+                            .vcpu = vcpu,
+                            .seq = verdict.event_seq,
+                            .event = event.kind(),
+                            .action = verdict.reply.action,
+                            .text = changed ? "with changed values" : ""});
+}
+
+}  // namespace kvmid::core

@@ -1,0 +1,369 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// The life of a guest: its link, its agents, its time. Events, commands and wishes are in files of their own.
+#include "daemon/core/guest_machine.h"
+
+#include <algorithm>
+
+namespace kvmid::core {
+
+GuestMachine::GuestMachine(HypervisorHello hello, GuestLimits limits) : hello_(std::move(hello)), limits_(limits) {
+  agents_.resize(kAgentsPerGuestMax);
+}
+
+// ---- link ----
+
+// Down --connected--> AskingVersion
+void GuestMachine::on_hypervisor_connected(const HypervisorHello& hello, TimePoint now, Effects& out) {
+  if (link_ != Link::Down) return;  // the shell refuses a second hypervisor before it comes here
+  if (known_ && hello.start_time != hello_.start_time) {
+    // The guest was started anew: pages and MSRs that agents named belong to the one that is gone.
+    present_.for_each([&](AgentSlot slot) {
+      const AgentId id = agents_[slot].id;
+      out.emplace_back(SendGuestOff{id, OffReason::Reset, "the guest was started anew"});
+      out.emplace_back(CloseAgent{id, "guest was started anew"});
+      subscriptions_.remove(slot);
+      pages_.remove(slot, [](Gfn) {});
+    });
+    present_ = {};
+  }
+  hello_ = hello;
+  link_ = Link::AskingVersion;
+  send_command(GetVersion{}, OpenCommand{.id = CommandId::GetVersion, .purpose = Purpose::LinkUp}, now, out);
+}
+
+void GuestMachine::link_reply(const CommandReply& reply, const OpenCommand& open, TimePoint now, Effects& out) {
+  if (reply.error != ErrorCode::None) return break_link("refused to say its version or facts", Seq{}, VcpuId{}, out);
+  // AskingVersion --version--> AskingInfo
+  if (open.id == CommandId::GetVersion) {
+    version_ = std::get<GetVersionReply>(reply.body);
+    if (version_.version != KVMI_VERSION) return break_link("speaks another version", Seq{}, VcpuId{}, out);
+    link_ = Link::AskingInfo;
+    send_command(GetGuestInfo{}, OpenCommand{.id = CommandId::GetGuestInfo, .purpose = Purpose::LinkUp}, now, out);
+    return;
+  }
+  // AskingInfo --info--> Up: what agents still wish is told again.
+  const auto& facts = std::get<GetGuestInfoReply>(reply.body);
+  if (facts.vcpu_count == 0 || facts.vcpu_count > kVcpusMax)
+    return break_link("has no vCPU, or more than can be served", Seq{}, VcpuId{}, out);
+  if (facts.arch != KVMI_ARCH_X86) return break_link("has an architecture that is not known", Seq{}, VcpuId{}, out);
+  if (known_ && facts.vcpu_count != facts_.vcpu_count && present_.any())
+    return break_link("came back with another number of vCPUs", Seq{}, VcpuId{}, out);
+  if (!known_ || facts.vcpu_count != facts_.vcpu_count) {
+    subscriptions_ = Subscriptions(facts.vcpu_count);
+    vcpus_.assign(facts.vcpu_count, VcpuMachine{});
+    waiting_.assign((facts.vcpu_count + 63U) / 64U, 0);
+  }
+  facts_ = facts;
+  known_ = true;
+  told_.assign(facts.vcpu_count, {});
+  told_pages_.clear();
+  pauses_.assign(facts.vcpu_count, PauseState{false, std::vector<std::uint16_t>(kAgentsPerGuestMax, 0)});
+  unhook_.reset();
+  link_ = Link::Up;
+  out.emplace_back(GuestReady{});
+  out.emplace_back(Report{.fact = Fact::Linked, .text = "hypervisor is connected"});
+  present_.for_each([&](AgentSlot slot) { out.emplace_back(SendGuestOn{agents_[slot].id}); });
+  if (present_.any()) {
+    touch_all_pages();
+    wishes_.push_front(WishChange{});
+    next_wish(now, out);
+  }
+}
+
+void GuestMachine::on_hypervisor_message(Seq seq, const Upward& message, TimePoint now, Effects& out) {
+  if (link_ == Link::Down) return;
+  if (const auto* event = std::get_if<Event>(&message)) return event_arrived(seq, *event, now, out);
+  const auto* reply = std::get_if<CommandReply>(&message);
+  if (reply == nullptr) return break_link("sent a message that hypervisors do not send", seq, VcpuId{}, out);
+
+  const auto open = ledger_.close(seq);
+  if (!open) return break_link("answered a command that is not open", seq, VcpuId{}, out);
+  if (reply->id != static_cast<std::uint16_t>(open->id))
+    return break_link("answered with the id of another command", seq, VcpuId{}, out);
+
+  switch (open->purpose) {
+    case Purpose::LinkUp: return link_reply(*reply, *open, now, out);
+    case Purpose::Wish: return wish_confirmed(*open, *reply, now, out);
+    case Purpose::Registers:
+      if (reply->error != ErrorCode::None)
+        out.emplace_back(Report{.fact = Fact::UnionRefused,
+                                .agent = open->agent,
+                                .vcpu = open->vcpu,
+                                .command = open->id,
+                                .error = reply->error,
+                                .text = "staged registers were not loaded"});
+      return;
+    case Purpose::Agent: break;
+  }
+  // The size of an answer is the hypervisor's word; the agent must get what it asked for.
+  if (const auto* read = std::get_if<ReadPhysicalReply>(&reply->body); read && read->data.size() != open->tag)
+    return break_link("answered READ_PHYSICAL with another size than asked", seq, VcpuId{}, out);
+  if (const auto* regs = std::get_if<GetRegistersReply>(&reply->body); regs && regs->msrs.size() != open->tag)
+    return break_link("answered GET_REGISTERS with other MSRs than asked", seq, VcpuId{}, out);
+  if (!is_present(open->slot, open->agent)) return;  // asked by an agent that is gone
+  agents_[open->slot].requests.release(1);
+  answer(open->slot, open->agent_seq, *reply, out);
+}
+
+void GuestMachine::on_hypervisor_malformed(const DecodeError&, TimePoint, Effects& out) {
+  break_link("sent a message that cannot be decoded", Seq{}, VcpuId{}, out);
+}
+
+void GuestMachine::break_link(std::string_view text, Seq seq, VcpuId vcpu, Effects& out) {
+  ++counters_.protocol_errors;
+  out.emplace_back(Report{.fact = Fact::ProtocolError, .vcpu = vcpu, .seq = seq, .text = text});
+  out.emplace_back(CloseHypervisor{OffReason::ProtocolError, text});
+  on_hypervisor_lost(OffReason::ProtocolError, TimePoint{}, out);
+}
+
+// Any --lost--> Down: nothing that the hypervisor was told holds any more, and nobody waits for it.
+void GuestMachine::on_hypervisor_lost(OffReason reason, TimePoint, Effects& out) {
+  if (link_ == Link::Down) return;
+  link_ = Link::Down;
+  unhook_.reset();
+  for (VcpuMachine& vcpu : vcpus_) vcpu.abandon();
+  std::fill(waiting_.begin(), waiting_.end(), 0);
+  for (PauseState& pause : pauses_) {
+    pause.asked = false;
+    std::fill(pause.counts.begin(), pause.counts.end(), std::uint16_t{0});
+  }
+  // A wish that was under way was not confirmed: its agent is told so, and it does not hold.
+  if (busy_ && !undoing_) undo_wish(TimePoint{}, out);
+  fail_open_commands(ErrorCode::NoDevice, "the hypervisor is gone", out);
+  told_.assign(vcpus_.size(), {});
+  told_pages_.clear();
+  out.emplace_back(Report{.fact = Fact::LinkLost, .text = "hypervisor is gone"});
+  present_.for_each([&](AgentSlot slot) {
+    out.emplace_back(SendGuestOff{agents_[slot].id, reason, "the hypervisor is gone; wishes are kept until it is back"});
+  });
+}
+
+void GuestMachine::fail_open_commands(ErrorCode error, std::string_view text, Effects& out) {
+  ledger_.drain([&](const OpenCommand& open) {
+    if (open.purpose != Purpose::Agent || !is_present(open.slot, open.agent)) return;
+    agents_[open.slot].requests.release(1);
+    refuse(open.slot, open.agent_seq, static_cast<std::uint16_t>(open.id), error, text, out);
+  });
+  for (const WishChange& change : wishes_) {
+    if (!is_present(change.slot, change.agent)) continue;
+    agents_[change.slot].requests.release(1);
+    refuse(change.slot, change.seq, static_cast<std::uint16_t>(id_of(change.command)), error, text, out);
+  }
+  wishes_.clear();
+  busy_ = undoing_ = false;
+  wish_parts_open_ = 0;
+}
+
+std::optional<Seq> GuestMachine::send_command(const Command& command, const OpenCommand& open, TimePoint now,
+                                              Effects& out) {
+  OpenCommand entry = open;
+  entry.deadline = now + limits_.command_timeout;
+  const auto seq = ledger_.open(entry);
+  if (seq) out.emplace_back(SendCommand{*seq, command});
+  return seq;
+}
+
+// ---- agents ----
+
+std::optional<AgentSlot> GuestMachine::find(AgentId id) const {
+  std::optional<AgentSlot> found;
+  present_.for_each([&](AgentSlot slot) {
+    if (agents_[slot].id == id) found = slot;
+  });
+  return found;
+}
+
+bool GuestMachine::is_present(AgentSlot slot, AgentId id) const {
+  return id != AgentId{} && present_.has(slot) && agents_[slot].id == id;
+}
+
+Result<void, Refusal> GuestMachine::attach(AgentId id, std::string_view name, const Grant& grant, std::uint32_t flags) {
+  if (stopping_) return Refusal{ErrorCode::NoDevice, "kvmid is stopping"};
+  if (!known_) return Refusal{ErrorCode::NoEntry, "the guest is not known yet"};
+  if (present_.count() == kAgentsPerGuestMax) return Refusal{ErrorCode::Busy, "the guest has as many agents as it can have"};
+  const auto slot = static_cast<AgentSlot>(std::countr_one(present_.bits()));
+  Agent& agent = agents_[slot];
+  agent = Agent{};
+  agent.id = id;
+  agent.name = name;
+  agent.grant = grant;
+  agent.flags = flags;
+  agent.requests = Account{grant.quota.requests_max};
+  present_.add(slot);
+  return {};
+}
+
+void GuestMachine::on_agent_message(AgentId id, Seq seq, const Downward& message, TimePoint now, Effects& out) {
+  const auto slot = find(id);
+  if (!slot) return;
+  std::visit(Overloaded{
+                 [&](const Command& command) { command_arrived(*slot, seq, command, now, out); },
+                 [&](const EventReply& reply) { agent_reply(*slot, seq, reply, now, out); },
+                 [&](const UnknownMessage& unknown) {
+                   ++counters_.commands;
+                   refuse(*slot, seq, unknown.id, ErrorCode::NotServed, "no command has this id", out);
+                 },
+             },
+             message);
+}
+
+void GuestMachine::on_agent_malformed(AgentId id, Seq seq, const DecodeError& error, std::string_view text, TimePoint now,
+                                      Effects& out) {
+  const auto slot = find(id);
+  if (!slot) return;
+  if (error.id != KVMI_MSG_EVENT_REPLY) {
+    ++counters_.commands;
+    return refuse(*slot, seq, error.id, ErrorCode::Invalid, text, out);
+  }
+  // Which vCPU the reply was meant for cannot be trusted; its seq can be looked for.
+  for_each_waiting([&](VcpuId vcpu, VcpuMachine& machine) {
+    if (machine.event_seq() != seq || !machine.owes(*slot)) return;
+    machine.default_vote(agents_[*slot].voter(*slot));
+    settle(machine, now, out);
+    (void)vcpu;
+  });
+  refuse_reply(*slot, seq, VcpuId{}, EventKind{}, ErrorCode::Invalid, text, out);
+}
+
+// Attached --gone--> nobody: votes first, then rights, wishes and pauses, before anything else is done for the guest.
+void GuestMachine::on_agent_lost(AgentId id, TimePoint now, Effects& out) {
+  const auto slot = find(id);
+  if (!slot) return;
+  for_each_waiting([&](VcpuId, VcpuMachine& machine) {
+    if (!machine.owes(*slot)) return;
+    ++counters_.agents_lost_owing;
+    machine.default_vote(agents_[*slot].voter(*slot));
+    settle(machine, now, out);
+  });
+  withdraw(*slot, now, out);
+}
+
+void GuestMachine::on_grant_changed(AgentId id, const Grant& grant, TimePoint now, Effects& out) {
+  const auto slot = find(id);
+  if (!slot) return;
+  Agent& agent = agents_[*slot];
+  agent.grant = grant;
+  agent.requests.set_limit(grant.quota.requests_max);
+  const EventSet allowed = events_for(grant);
+  bool lost = false;
+  for_each_vcpu(kAllVcpus, [&](VcpuId vcpu) {
+    for (unsigned kind = 0; kind < kEventCount; ++kind) {
+      const auto event = static_cast<EventKind>(kind);
+      if (allowed.has(event) || !subscriptions_.role_of(vcpu, *slot, event)) continue;
+      subscriptions_.set_event(vcpu, *slot, event, std::nullopt);
+      lost = true;
+    }
+  });
+  if (!grant.commands.has(CommandId::SetPageAccess) && pages_.pages_of(*slot) != 0) {
+    pages_.remove(*slot, [&](Gfn gfn) { touched_pages_.push_back(gfn); });
+    lost = true;
+  }
+  if (grant.role == Role::Observer) subscriptions_.demote(*slot);
+  if (!lost) return;
+  out.emplace_back(SendNotice{id, Notice{.kind = NoticeKind::Revoked,
+                                         .error = ErrorCode::NotPermitted,
+                                         .text = "policy changed: events or page rights were withdrawn"}});
+  if (link_ != Link::Up) return;
+  wishes_.push_back(WishChange{});
+  next_wish(now, out);
+}
+
+// ---- time ----
+
+void GuestMachine::on_time(TimePoint now, Effects& out) {
+  for_each_waiting([&](VcpuId, VcpuMachine& machine) {
+    // Waiting --deadline--> a silent agent does not hold the guest: its default is its vote.
+    machine.expired(now).for_each([&](AgentSlot slot) { missed(slot, machine, out); });
+    settle(machine, now, out);
+  });
+  const OpenCommand* oldest = ledger_.oldest();
+  if (oldest == nullptr || oldest->deadline > now) return;
+  out.emplace_back(Report{.fact = Fact::CommandTimedOut,
+                          .agent = oldest->agent,
+                          .vcpu = oldest->vcpu,
+                          .command = oldest->id,
+                          .error = ErrorCode::TimedOut,
+                          .text = "no answer in time"});
+  break_link("did not answer a command in time", Seq{}, oldest->vcpu, out);
+}
+
+std::optional<TimePoint> GuestMachine::next_deadline() const {
+  std::optional<TimePoint> earliest;
+  const auto consider = [&](std::optional<TimePoint> time) {
+    if (time && (!earliest || *time < *earliest)) earliest = time;
+  };
+  for (std::size_t word = 0; word < waiting_.size(); ++word)
+    for (std::uint64_t rest = waiting_[word]; rest != 0; rest &= rest - 1)
+      consider(vcpus_[word * 64 + static_cast<unsigned>(std::countr_zero(rest))].next_deadline());
+  if (const OpenCommand* oldest = ledger_.oldest()) consider(oldest->deadline);
+  return earliest;
+}
+
+void GuestMachine::stop(TimePoint now, Effects& out) {
+  if (stopping_) return;
+  stopping_ = true;
+  present_.for_each([&](AgentSlot slot) {
+    out.emplace_back(SendGuestOff{agents_[slot].id, OffReason::DaemonStopping, "kvmid is stopping"});
+  });
+  give_up_votes(now, out);
+  if (link_ != Link::Up) return;
+  touch_all_pages();
+  wishes_.push_back(WishChange{});
+  next_wish(now, out);
+}
+
+bool GuestMachine::settled() const {
+  if (link_ != Link::Up) return true;
+  const bool none_waits = std::all_of(waiting_.begin(), waiting_.end(), [](std::uint64_t word) { return word == 0; });
+  return none_waits && !busy_ && wishes_.empty() && ledger_.size() == 0;
+}
+
+// ---- what it knows ----
+
+CommandSet GuestMachine::commands_for(const Grant& grant) const {
+  // What kvmid serves of what this hypervisor has; the rest is not in the mask, so nobody is surprised.
+  CommandSet served{version_.commands.bits & grant.commands.bits};
+  for (const CommandId id : {CommandId::GetGuests, CommandId::GrantMemory, CommandId::SetFilter})
+    served.bits &= ~KVMI_COMMAND_BIT(static_cast<unsigned>(id));
+  served.add(CommandId::GetVersion);
+  served.add(CommandId::GetGuestInfo);
+  return served;
+}
+
+EventSet GuestMachine::events_for(const Grant& grant) const { return EventSet{version_.events.bits & grant.events.bits}; }
+
+GuestInfo GuestMachine::info() const {
+  GuestInfo info;
+  info.online = online();
+  info.version = version_;
+  info.facts = facts_;
+  info.counters = counters_;
+  for (const VcpuMachine& vcpu : vcpus_) {
+    VcpuInfo& entry = info.vcpus.emplace_back();
+    entry.waiting = vcpu.waiting();
+    if (!entry.waiting) continue;
+    entry.event = vcpu.event().kind();
+    entry.event_seq = vcpu.event_seq();
+    entry.since = vcpu.since();
+    vcpu.pending().for_each([&](AgentSlot slot) { entry.waits_for.push_back(agents_[slot].id); });
+  }
+  present_.for_each([&](AgentSlot slot) {
+    const Agent& agent = agents_[slot];
+    AgentInfo entry{.id = agent.id,
+                    .name = agent.name,
+                    .rule = agent.grant.rule,
+                    .role = agent.demoted ? Role::Observer : agent.grant.role,
+                    .priority = agent.grant.priority,
+                    .deadline = agent.grant.deadline,
+                    .strikes = agent.strikes,
+                    .demoted = agent.demoted,
+                    .requests_open = agent.requests.held(),
+                    .expired = agent.expired,
+                    .pages = pages_.pages_of(slot)};
+    for_each_vcpu(kAllVcpus, [&](VcpuId vcpu) { entry.events.bits |= subscriptions_.events_of(vcpu, slot).bits; });
+    info.agents.push_back(std::move(entry));
+  });
+  return info;
+}
+
+}  // namespace kvmid::core

@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#pragma once
+
+#include <deque>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "daemon/core/account.h"
+#include "daemon/core/effects.h"
+#include "daemon/core/ledger.h"
+#include "daemon/core/page_access.h"
+#include "daemon/core/policy.h"
+#include "daemon/core/subscriptions.h"
+#include "daemon/core/types.h"
+#include "daemon/core/vcpu_machine.h"
+#include "protocol/dialect.h"
+#include "protocol/handshake.h"
+
+namespace kvmid::core {
+
+struct GuestLimits {
+  Duration command_timeout = std::chrono::seconds(30);  ///< a hypervisor that is silent for longer is disconnected
+};
+
+/// What happened in a guest so far. Counts only grow.
+struct GuestCounters {
+  std::uint64_t events = 0;             ///< received from the hypervisor
+  std::uint64_t decided = 0;            ///< ended with at least one agent's own vote
+  std::uint64_t merged = 0;             ///< of those: two votes or more
+  std::uint64_t unattended = 0;         ///< answered by kvmid alone: nobody decides such events
+  std::uint64_t expired = 0;            ///< deadlines that agents missed
+  std::uint64_t demoted = 0;            ///< agents made observers for it
+  std::uint64_t late_replies = 0;
+  std::uint64_t bad_replies = 0;        ///< not owed, not allowed, malformed
+  std::uint64_t agents_lost_owing = 0;  ///< agents that went while they owed a reply
+  std::uint64_t skipped = 0;            ///< verdicts by action
+  std::uint64_t retried = 0;
+  std::uint64_t crashed = 0;
+  std::uint64_t commands = 0;           ///< of agents
+  std::uint64_t commands_refused = 0;   ///< answered with an error by kvmid itself
+  std::uint64_t commands_forwarded = 0;
+  std::uint64_t protocol_errors = 0;    ///< of hypervisors
+};
+
+/// What an agent is, for people.
+struct AgentInfo {
+  AgentId id;
+  std::string name;
+  std::string rule;
+  Role role{};
+  std::uint32_t priority = 0;
+  std::chrono::milliseconds deadline{};
+  EventSet events{};         ///< on any vCPU
+  std::uint32_t strikes = 0; ///< missed in a row
+  bool demoted = false;
+  std::uint64_t requests_open = 0;
+  std::uint64_t expired = 0;
+  std::size_t pages = 0;
+};
+struct VcpuInfo {
+  bool waiting = false;
+  EventKind event{};
+  Seq event_seq;
+  TimePoint since;
+  std::vector<AgentId> waits_for;
+};
+struct GuestInfo {
+  bool online = false;
+  GetVersionReply version;
+  GetGuestInfoReply facts;
+  GuestCounters counters;
+  std::vector<VcpuInfo> vcpus;
+  std::vector<AgentInfo> agents;
+};
+
+/// Why something asked for is not done: an attach or a command.
+struct Refusal {
+  ErrorCode error{};
+  std::string_view text;  ///< a constant
+};
+
+/// One guest: its link, its vCPUs, its agents, and every decision about them.
+///
+/// Purpose:  takes what happened (a message, an attach, a loss, time) and appends what is to be done about it.
+/// Shapes:   inputs are the on_*() calls and attach(); outputs are Effects, to be performed in order.
+/// Units:    time is an argument of every input; next_deadline() says when on_time() is wanted.
+/// Errors:   a hypervisor's fault ends in CloseHypervisor, an agent's in an error reply, a notice or CloseAgent.
+/// Threads:  none of its own; all calls on the guest's shard.
+/// Lifetime: effects hold views into the machine and into the input: perform them before the next call.
+/// Source:   docs/architecture.md; PROTOCOL.md for what each command answers.
+class GuestMachine {
+ public:
+  GuestMachine(HypervisorHello hello, GuestLimits limits);
+
+  // ---- the hypervisor's side ----
+  /// Unlinked --connected--> Asking: GET_VERSION goes out; GuestReady follows when the answers are in.
+  void on_hypervisor_connected(const HypervisorHello& hello, TimePoint now, Effects& out);
+  void on_hypervisor_message(Seq seq, const Upward& message, TimePoint now, Effects& out);
+  void on_hypervisor_malformed(const DecodeError& error, TimePoint now, Effects& out);
+  /// Any --lost--> Unlinked: open commands get KVMI_ENODEV, waits end, agents are told GUEST_OFF and stay attached.
+  void on_hypervisor_lost(OffReason reason, TimePoint now, Effects& out);
+
+  // ---- the agents' side ----
+  /// A place for the agent; `flags` are KVMI_HELLO_*. The welcome's facts follow from grant and info.
+  Result<void, Refusal> attach(AgentId id, std::string_view name, const Grant& grant, std::uint32_t flags);
+  void on_agent_message(AgentId id, Seq seq, const Downward& message, TimePoint now, Effects& out);
+  /// A well-framed message that could not be decoded; `text` is describe(error), alive until the effects are performed.
+  void on_agent_malformed(AgentId id, Seq seq, const DecodeError& error, std::string_view text, TimePoint now,
+                          Effects& out);
+  /// The agent is gone: its votes, rights, wishes and pauses are withdrawn before anything else.
+  void on_agent_lost(AgentId id, TimePoint now, Effects& out);
+  /// Policy changed. Rights that are lost are withdrawn and the agent is told.
+  void on_grant_changed(AgentId id, const Grant& grant, TimePoint now, Effects& out);
+
+  void on_time(TimePoint now, Effects& out);
+  [[nodiscard]] std::optional<TimePoint> next_deadline() const;
+
+  /// Everything is withdrawn from the guest; agents are told. settled() says when the hypervisor confirmed it all.
+  void stop(TimePoint now, Effects& out);
+  /// Nothing is told to the hypervisor, no vCPU waits, no command is open.
+  [[nodiscard]] bool settled() const;
+
+  // ---- what it knows ----
+  [[nodiscard]] const Uuid& uuid() const { return hello_.uuid; }
+  [[nodiscard]] const std::string& name() const { return hello_.name; }
+  [[nodiscard]] bool online() const { return link_ == Link::Up; }
+  [[nodiscard]] bool has_agents() const { return present_.any(); }
+  [[nodiscard]] const GetGuestInfoReply& facts() const { return facts_; }
+  /// Commands and events that an agent with this grant can use on this guest.
+  [[nodiscard]] CommandSet commands_for(const Grant& grant) const;
+  [[nodiscard]] EventSet events_for(const Grant& grant) const;
+  [[nodiscard]] const GuestCounters& counters() const { return counters_; }
+  [[nodiscard]] GuestInfo info() const;
+
+ private:
+  enum class Link : std::uint8_t { Down, AskingVersion, AskingInfo, Up };
+
+  struct Agent {
+    AgentId id;
+    std::string name;
+    Grant grant;
+    std::uint32_t flags = 0;
+    std::uint32_t strikes = 0;
+    std::uint64_t expired = 0;
+    bool demoted = false;
+    Account requests;  ///< commands without an answer yet
+    [[nodiscard]] Voter voter(AgentSlot slot) const { return Voter{slot, id, grant.priority, grant.default_action}; }
+  };
+
+  /// A change of wishes; they are carried out one after another, so the union is never guessed.
+  struct WishChange {
+    AgentSlot slot = 0;
+    AgentId agent{};  ///< 0: nobody waits for an answer (a withdrawal)
+    Seq seq{};
+    Command command{};                              ///< GetVersion{}: only bring the hypervisor to the union
+    std::vector<kvmi_page_access_entry> entries{};  ///< SET_PAGE_ACCESS: its own copy
+  };
+  /// What a change did, to be undone if the hypervisor refuses.
+  struct Undo {
+    struct EventRole {
+      VcpuId vcpu;
+      EventKind kind{};
+      std::optional<Role> before;
+    };
+    std::vector<EventRole> roles;
+    std::vector<VcpuId> vcpus;                                  ///< where a CR, MSR, single step or pause was changed
+    std::vector<std::pair<Gfn, std::uint8_t>> pages;
+  };
+
+  // guest_machine.cpp: link, agents, time
+  [[nodiscard]] std::optional<AgentSlot> find(AgentId id) const;
+  void link_reply(const CommandReply& reply, const OpenCommand& open, TimePoint now, Effects& out);
+  void break_link(std::string_view text, Seq seq, VcpuId vcpu, Effects& out);
+  void fail_open_commands(ErrorCode error, std::string_view text, Effects& out);
+  std::optional<Seq> send_command(const Command& command, const OpenCommand& open, TimePoint now, Effects& out);
+
+  // guest_events.cpp: events, votes, verdicts
+  void event_arrived(Seq seq, const Event& event, TimePoint now, Effects& out);
+  [[nodiscard]] std::pair<AgentSet, AgentSet> audience(const Event& event) const;
+  [[nodiscard]] Action unattended_action(const Event& event) const;
+  void unhook(Seq seq, const Event& event, TimePoint now, Effects& out);
+  void tell(AgentSlot slot, VcpuMachine& vcpu, bool decide, TimePoint now, Effects& out);
+  void agent_reply(AgentSlot slot, Seq seq, const EventReply& reply, TimePoint now, Effects& out);
+  void refuse_reply(AgentSlot slot, Seq seq, VcpuId vcpu, EventKind kind, ErrorCode error, std::string_view text,
+                    Effects& out);
+  void missed(AgentSlot slot, VcpuMachine& vcpu, Effects& out);
+  void demote(AgentSlot slot, Effects& out);
+  void give_up_votes(TimePoint now, Effects& out);
+  /// f(VcpuId, VcpuMachine&) may end the wait of the vCPU it is called for.
+  template <class F>
+  void for_each_waiting(F&& f) {
+    for (std::size_t word = 0; word < waiting_.size(); ++word)
+      for (std::uint64_t rest = waiting_[word]; rest != 0; rest &= rest - 1) {
+        const auto index = word * 64 + static_cast<unsigned>(std::countr_zero(rest));
+        f(VcpuId{static_cast<std::uint16_t>(index)}, vcpus_[index]);
+      }
+  }
+  void settle(VcpuMachine& vcpu, TimePoint now, Effects& out);
+  void mark_waiting(VcpuId vcpu, bool waiting);
+
+  // guest_commands.cpp: commands of agents
+  void command_arrived(AgentSlot slot, Seq seq, const Command& command, TimePoint now, Effects& out);
+  void answer(AgentSlot slot, Seq seq, CommandReply reply, Effects& out);
+  void refuse(AgentSlot slot, Seq seq, std::uint16_t id, ErrorCode error, std::string_view text, Effects& out);
+  void forward(AgentSlot slot, Seq seq, const Command& command, VcpuId vcpu, std::uint32_t tag, TimePoint now,
+               Effects& out);
+  void forward_read(AgentSlot slot, Seq seq, const ReadPhysical& command, TimePoint now, Effects& out);
+  void forward_write(AgentSlot slot, Seq seq, const WritePhysical& command, TimePoint now, Effects& out);
+  void answer_page_access(AgentSlot slot, Seq seq, const GetPageAccess& command, Effects& out);
+  void stage_registers(AgentSlot slot, Seq seq, const SetRegisters& command, Effects& out);
+  [[nodiscard]] std::optional<Refusal> refusal_of(AgentSlot slot, const Command& command) const;
+  [[nodiscard]] std::optional<Refusal> refusal_of_events(const Agent& agent, const ControlEvents& command) const;
+  [[nodiscard]] std::optional<Refusal> refusal_of_pages(AgentSlot slot, const SetPageAccess& command) const;
+
+  // guest_wishes.cpp: the union
+  void queue_wish(AgentSlot slot, Seq seq, const Command& command, TimePoint now, Effects& out);
+  void withdraw(AgentSlot slot, TimePoint now, Effects& out);
+  void next_wish(TimePoint now, Effects& out);
+  void apply_wish(const WishChange& change, TimePoint now, Effects& out);
+  void apply_events(AgentSlot slot, const ControlEvents& command);
+  void undo_wish(TimePoint now, Effects& out);
+  [[nodiscard]] bool is_present(AgentSlot slot, AgentId id) const;
+  void touch_all_pages();
+  [[nodiscard]] bool withdrawing() const { return stopping_ || unhook_.has_value(); }
+  void tell_differences(TimePoint now, Effects& out);
+  void tell_event_differences(const std::vector<Subscriptions::VcpuUnion>& wanted, TimePoint now, Effects& out);
+  void tell_register_differences(const std::vector<Subscriptions::VcpuUnion>& wanted, TimePoint now, Effects& out);
+  void tell_page_differences(TimePoint now, Effects& out);
+  void send_wish(const Command& command, VcpuId vcpu, TimePoint now, Effects& out);
+  void wish_confirmed(const OpenCommand& open, const CommandReply& reply, TimePoint now, Effects& out);
+  void finish_wish(TimePoint now, Effects& out);
+  void pause(AgentSlot slot, VcpuId vcpu, TimePoint now, Effects& out);
+  void note_told(const Command& command);
+  template <class F>
+  void for_each_vcpu(VcpuId vcpu, F&& f) const {
+    if (vcpu != kAllVcpus) return f(vcpu);
+    for (std::uint16_t i = 0; i < vcpus_.size(); ++i) f(VcpuId{i});
+  }
+
+  HypervisorHello hello_;
+  GuestLimits limits_;
+  Link link_ = Link::Down;
+  bool stopping_ = false;
+  bool known_ = false;  ///< facts_ and version_ are from a hypervisor, not empty
+  std::optional<Seq> unhook_;  ///< the UNHOOK event, to be answered when all is withdrawn
+  bool unhook_answered_ = false;
+  GetVersionReply version_;
+  GetGuestInfoReply facts_;
+  GuestCounters counters_;
+
+  std::vector<VcpuMachine> vcpus_;
+  std::vector<std::uint64_t> waiting_;  ///< bit set of vCPUs
+  std::uint32_t event_counter_ = 0;
+
+  std::vector<Agent> agents_;  ///< by slot
+  AgentSet present_;
+
+  Ledger ledger_;
+  Subscriptions subscriptions_{0};
+  PageAccess pages_;
+
+  // What the hypervisor has confirmed
+  std::vector<Subscriptions::VcpuUnion> told_;
+  std::map<std::uint64_t, std::uint8_t> told_pages_;
+  struct PauseState {
+    bool asked = false;                ///< PAUSE_VCPU is out, its event has not come
+    std::vector<std::uint16_t> counts; ///< by slot: pauses asked for and not yet owed
+  };
+  std::vector<PauseState> pauses_;
+
+  std::deque<WishChange> wishes_;  ///< front() is under way if busy_
+  bool busy_ = false;
+  bool undoing_ = false;
+  unsigned wish_parts_open_ = 0;
+  ErrorCode wish_error_ = ErrorCode::None;
+  std::string wish_error_text_;
+  Undo undo_;
+  std::vector<Gfn> touched_pages_;
+  std::vector<Command> wish_parts_;  ///< by tag: what is told, to note it as told when confirmed
+  std::deque<std::vector<kvmi_page_access_entry>> batches_;
+
+  std::vector<kvmi_page_access_entry> reply_entries_;
+  std::string reply_text_;
+};
+
+}  // namespace kvmid::core

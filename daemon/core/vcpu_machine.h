@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#pragma once
+
+#include <array>
+#include <optional>
+#include <vector>
+
+#include "daemon/core/types.h"
+#include "protocol/message.h"
+
+namespace kvmid::core {
+
+/// What an agent's vote is worth.
+struct Voter {
+  AgentSlot slot = 0;
+  AgentId id;
+  std::uint32_t priority = 0;
+  Action default_action = Action::Allow;
+};
+
+/// How an event ended.
+struct Verdict {
+  EventReply reply;           ///< for the hypervisor
+  Seq hypervisor_seq;         ///< what it carries
+  Seq event_seq;              ///< what agents know the event by
+  AgentId decided_by;         ///< whose action it is; 0: no agent decided
+  unsigned votes = 0;         ///< agents whose own reply counted
+  unsigned defaults = 0;      ///< agents whose default was taken instead
+  AgentSet seen;              ///< agents that were told of the event
+  bool set_registers = false; ///< `regs` are to be loaded just before the reply
+  kvmi_x86_regs regs{};
+};
+
+/// One vCPU: Running -> Waiting -> Running. Merges the replies of several deciders into one.
+///
+/// Purpose:  the strictest action wins (CRASH > SKIP > RETRY > ALLOW); a changed value comes from the voter of the highest
+///           priority that gave one (of equals, from who attached first); a silent voter's default counts at its deadline.
+/// Shapes:   begin() -> vote()/default_vote()... -> verdict() once nobody owes -> finish().
+/// Errors:   callers check owes() first; a vote of somebody who owes none is a broken invariant and is ignored.
+/// Threads:  none of its own.
+/// Lifetime: event() is valid from begin() to the next begin().
+/// Source:   docs/architecture.md, "Merge"
+class VcpuMachine {
+ public:
+  [[nodiscard]] bool waiting() const { return waiting_; }
+  [[nodiscard]] const Event& event() const { return event_; }
+  [[nodiscard]] Seq event_seq() const { return event_seq_; }
+  [[nodiscard]] TimePoint since() const { return since_; }
+
+  /// Running --event--> Waiting. Nobody owes a reply yet. REQUIRES: !waiting().
+  void begin(const Event& event, Seq hypervisor_seq, Seq event_seq, TimePoint now);
+  /// The agent was told of the event.
+  void tell(AgentSlot slot) { seen_.add(slot); }
+  /// The agent owes one (more) reply until `deadline`. REQUIRES: waiting().
+  void owe(AgentSlot slot, TimePoint deadline);
+
+  [[nodiscard]] bool owes(AgentSlot slot) const { return pending_.has(slot); }
+  [[nodiscard]] AgentSet pending() const { return pending_; }
+  /// The agent owed a reply to this event, now or before.
+  [[nodiscard]] bool was_owed(AgentSlot slot) const { return asked_.has(slot); }
+
+  /// SET_REGISTERS of an agent that owes a reply: kept until its vote, replaced by a later one.
+  void stage_registers(AgentSlot slot, const kvmi_x86_regs& regs);
+  /// One owed reply. With several owed (counted pauses) the action counts and the others stay owed.
+  void vote(const Voter& voter, const EventReply& reply);
+  /// The agent's default in place of all that it still owes; what it staged is dropped. Returns the action taken.
+  Action default_vote(const Voter& voter);
+
+  /// Agents whose deadline is not after `now`.
+  [[nodiscard]] AgentSet expired(TimePoint now) const;
+  /// The earliest deadline of those who owe; nullopt: nobody does.
+  [[nodiscard]] std::optional<TimePoint> next_deadline() const;
+
+  /// Waiting --last vote--> Running: what to answer. REQUIRES: waiting() and pending() is empty.
+  [[nodiscard]] Verdict finish();
+  /// Waiting --link lost--> Running: there is nobody to answer to.
+  void abandon();
+
+ private:
+  struct Staged {
+    AgentSlot slot = 0;
+    kvmi_x86_regs regs{};
+  };
+  /// Who gave a value, so that a later voter can be measured against it.
+  struct Source {
+    bool given = false;
+    std::uint32_t priority = 0;
+    AgentId id;
+    [[nodiscard]] bool loses_to(const Voter& voter) const {
+      return !given || voter.priority > priority || (voter.priority == priority && voter.id < id);
+    }
+    void take(const Voter& voter) { *this = Source{true, voter.priority, voter.id}; }
+  };
+  void merge_action(const Voter& voter, Action action);
+  [[nodiscard]] Action allowed_default(const Voter& voter) const;
+
+  bool waiting_ = false;
+  Event event_;
+  Seq hypervisor_seq_;
+  Seq event_seq_;
+  TimePoint since_;
+  AgentSet pending_;
+  AgentSet asked_;
+  AgentSet seen_;
+  std::array<TimePoint, kAgentsPerGuestMax> deadlines_{};
+  std::array<std::uint16_t, kAgentsPerGuestMax> owed_{};
+  std::vector<Staged> staged_;
+
+  EventReply merged_;
+  Source action_from_;
+  Source value_from_;
+  Source regs_from_;
+  kvmi_x86_regs regs_{};
+  unsigned votes_ = 0;
+  unsigned defaults_ = 0;
+};
+
+}  // namespace kvmid::core
