@@ -16,6 +16,8 @@ namespace {
 constexpr std::size_t kGuestsMax = 1U << 20U;
 /// Bytes asked for in one READ_PHYSICAL: the reply must fit into a message.
 constexpr std::uint64_t kReadBytesMax = 60U * 1024U;
+/// Room for what stands before the bytes in a reply.
+constexpr std::uint64_t kReplyOverhead = sizeof(kvmi_error) + sizeof(kvmi_read_physical_reply);
 /// READ_PHYSICAL commands of one read that are open at a time.
 constexpr std::size_t kReadsOpenMax = 4;
 
@@ -141,9 +143,8 @@ Result<Memory, ClientError> AgentClient::read_physical(Gpa gpa, std::uint64_t by
   if (gpa.value + (bytes - 1) < gpa.value) {
     return ClientError{ClientErrc::BadArgument, ErrorCode::Invalid, "the range goes past the end of the address space"};
   }
-  const std::uint64_t step = welcome_.max_payload == 0
-                                 ? kReadBytesMax
-                                 : std::clamp<std::uint64_t>(welcome_.max_payload / 2, 1, kReadBytesMax);
+  const std::uint64_t limit = welcome_.max_payload == 0 ? KVMI_MAX_PAYLOAD : welcome_.max_payload;
+  const std::uint64_t step = limit > 2 * kReplyOverhead ? std::min(limit - kReplyOverhead, kReadBytesMax) : 1;
   std::deque<std::pair<Ticket, std::uint32_t>> open;
   std::uint64_t asked = 0;
   std::optional<ClientError> error;

@@ -23,6 +23,8 @@
 extern "C" {
 #endif
 
+#pragma GCC visibility push(default) /* the rest of the shared object stays hidden */
+
 /* Besides KVMI_E*: what this library itself found. */
 enum {
   KVMID_ECLOSED = 2001,      /* kvmid closed the connection, or kvmid_close was called */
@@ -187,6 +189,8 @@ int kvmid_batch_reply_raw(kvmid_batch *batch, uint32_t seq, const struct kvmi_ev
 int kvmid_batch_send(kvmid_batch *batch);
 /* Before the connection is closed; what was not sent is dropped. NULL is allowed. */
 void kvmid_batch_free(kvmid_batch *batch);
+
+#pragma GCC visibility pop
 
 #ifdef __cplusplus
 }
