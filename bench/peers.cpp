@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "bench/peers.h"
+
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <stdexcept>
+#include <thread>
+
+namespace kvmid::bench {
+
+namespace {
+
+[[noreturn]] void fail(const std::string& what) { throw std::runtime_error(what + ": " + std::strerror(errno)); }
+
+sockaddr_un address_of(const std::string& path) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  if (path.size() >= sizeof address.sun_path) throw std::runtime_error("socket path is too long: " + path);
+  std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
+  return address;
+}
+
+}  // namespace
+
+Fd& Fd::operator=(Fd&& other) noexcept {
+  if (this != &other) {
+    if (fd_ >= 0) ::close(fd_);
+    fd_ = other.release();
+  }
+  return *this;
+}
+Fd::~Fd() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
+Fd connect_unix(const std::string& path, std::chrono::milliseconds patience) {
+  const auto until = std::chrono::steady_clock::now() + patience;
+  const sockaddr_un address = address_of(path);
+  for (;;) {
+    Fd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    if (fd.get() < 0) fail("socket");
+    if (::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0) return fd;
+    if (std::chrono::steady_clock::now() >= until) fail("connect to " + path);
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+}
+
+Fd listen_unix(const std::string& path) {
+  Fd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  const sockaddr_un address = address_of(path);
+  if (fd.get() < 0 || ::bind(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0 ||
+      ::listen(fd.get(), 4) != 0)
+    fail("listen at " + path);
+  return fd;
+}
+
+Fd accept_one(int listener) {
+  Fd fd(::accept4(listener, nullptr, nullptr, SOCK_CLOEXEC));
+  if (fd.get() < 0) fail("accept");
+  return fd;
+}
+
+void send_all(int fd, Bytes bytes) {
+  while (!bytes.empty()) {
+    const ssize_t n = ::send(fd, bytes.data(), bytes.size(), MSG_NOSIGNAL);
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) fail("send");
+    bytes = bytes.subspan(static_cast<std::size_t>(n));
+  }
+}
+
+ByteBuffer receive(int fd, std::size_t n) {
+  ByteBuffer bytes(n);
+  for (std::size_t have = 0; have < n;) {
+    const ssize_t got = ::recv(fd, bytes.data() + have, n - have, 0);
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) fail("receive");
+    have += static_cast<std::size_t>(got);
+  }
+  return bytes;
+}
+
+void Stream::flush() {
+  send_all(fd_.get(), out_);
+  out_.clear();
+}
+
+const Frame* Stream::next_or_end() {
+  for (;;) {
+    const auto frame = parser_.next();
+    if (!frame) throw std::runtime_error("the peer sent a frame that is too large");
+    if (*frame != nullptr) return *frame;
+    const auto space = parser_.writable();
+    const ssize_t n = ::recv(fd_.get(), space.data(), space.size(), 0);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0 && errno != ECONNRESET) fail("receive");
+    if (n <= 0) return nullptr;
+    parser_.commit(static_cast<std::size_t>(n));
+  }
+}
+
+const Frame& Stream::next() {
+  const Frame* frame = next_or_end();
+  if (frame == nullptr) throw std::runtime_error("the peer closed the connection");
+  return *frame;
+}
+
+// ---- the hypervisor ----
+
+void HypervisorPeer::hello(const Uuid& uuid, const std::string& name) {
+  HypervisorHello hello;
+  hello.uuid = uuid;
+  hello.name = name;
+  hello.start_time = 1;
+  hello.max_gpa = 16U << 20U;
+  hello.kvmi2 = true;
+  ByteBuffer bytes;
+  encode(hello, bytes);
+  send_all(stream_.fd(), bytes);
+  const auto answer =
+      parse_hypervisor_answer(receive(stream_.fd(), sizeof(kvmi_handshake_answer) + sizeof(kvmi_handshake_answer_kvmi2)));
+  if (!answer) throw std::runtime_error("handshake: " + describe(answer.error()));
+  if (answer->status != ErrorCode::None) throw std::runtime_error("kvmid refused the guest: " + answer->text);
+}
+
+void HypervisorPeer::serve(const Command& command, Seq seq) {
+  CommandReply reply{.id = static_cast<std::uint16_t>(id_of(command))};
+  std::visit(Overloaded{
+                 [&](const GetVersion&) {
+                   CommandSet commands;
+                   for (const CommandId id : {CommandId::GetVersion, CommandId::GetGuestInfo, CommandId::ControlEvents,
+                                              CommandId::ControlCr})
+                     commands.add(id);
+                   EventSet events;
+                   events.add(EventKind::Cr);
+                   reply.body = GetVersionReply{KVMI_VERSION, KVMI_MAX_PAYLOAD, commands, events};
+                 },
+                 [&](const GetGuestInfo&) {
+                   reply.body = GetGuestInfoReply{.vcpu_count = 1, .physical_address_bits = 40,
+                                                  .linear_address_bits = 48, .max_gpa = 16U << 20U};
+                 },
+                 [&](const ControlEvents& c) {
+                   if (c.operation == Operation::Disable) enabled_.bits &= ~c.events.bits;
+                   else enabled_.bits |= c.events.bits;
+                   reply.body = ControlEventsReply{enabled_};
+                 },
+                 [&](const ControlCr& c) { cr4_ = c.enable && c.cr == 4; },
+                 [&](const auto&) { reply.error = ErrorCode::NotServed; },
+             },
+             command);
+  dialect_.encode(reply, seq, stream_.out());
+  stream_.flush();
+}
+
+void HypervisorPeer::serve_until_subscribed(EventKind kind) {
+  while (!enabled_.has(kind) || !cr4_) {
+    const Frame& frame = stream_.next();
+    const auto message = dialect_.decode_downward(frame);
+    if (!message) throw std::runtime_error(describe(message.error()));
+    if (const auto* command = std::get_if<Command>(&*message)) serve(*command, frame.seq);
+  }
+}
+
+EventReply HypervisorPeer::round_trip(const Event& event) {
+  dialect_.encode(event, Seq{++seq_}, stream_.out());
+  stream_.flush();
+  for (;;) {
+    const Frame& frame = stream_.next();
+    const auto message = dialect_.decode_downward(frame);
+    if (!message) throw std::runtime_error(describe(message.error()));
+    if (const auto* reply = std::get_if<EventReply>(&*message)) {
+      if (frame.seq.value != seq_) throw std::runtime_error("a reply carries another seq than the event");
+      return *reply;
+    }
+    if (const auto* command = std::get_if<Command>(&*message)) serve(*command, frame.seq);
+  }
+}
+
+Event HypervisorPeer::cr4_event() {
+  Event event;
+  event.actions = ActionSet{KVMI_ACTION_BIT(KVMI_ACTION_ALLOW) | KVMI_ACTION_BIT(KVMI_ACTION_RETRY) |
+                            KVMI_ACTION_BIT(KVMI_ACTION_SKIP) | KVMI_ACTION_BIT(KVMI_ACTION_CRASH)};
+  event.data = CrData{.cr = 4, .old_value = 0x20, .new_value = 0xa0};
+  return event;
+}
+
+// ---- the decider ----
+
+Stream attach_decider(const std::string& agent_socket, const Uuid& guest) {
+  Fd fd = connect_unix(agent_socket, std::chrono::seconds(5));
+  ByteBuffer bytes;
+  encode(AgentHello{.uuid = guest, .name = "bench"}, bytes);
+  send_all(fd.get(), bytes);
+  const auto welcome = parse_welcome(receive(fd.get(), sizeof(kvmi_welcome)));
+  if (!welcome) throw std::runtime_error("welcome: " + describe(welcome.error()));
+  if (welcome->status != 0) throw std::runtime_error("kvmid refused the agent: " + std::string(text_of(welcome->text, sizeof welcome->text)));
+
+  Stream stream(std::move(fd));
+  DialectKvmi2 dialect;
+  EventSet cr;
+  cr.add(EventKind::Cr);
+  dialect.encode(Command{ControlEvents{kAllVcpus, Operation::Enable, Role::Decider, cr}}, Seq{1}, stream.out());
+  dialect.encode(Command{ControlCr{kAllVcpus, true, 4}}, Seq{2}, stream.out());
+  stream.flush();
+  for (int replies = 0; replies < 2; ++replies) {
+    const Frame& frame = stream.next();
+    const auto message = dialect.decode_upward(frame);
+    if (!message) throw std::runtime_error(describe(message.error()));
+    const auto* reply = std::get_if<CommandReply>(&*message);
+    if (reply == nullptr || reply->error != ErrorCode::None) throw std::runtime_error("kvmid refused the subscription");
+  }
+  return stream;
+}
+
+void decide(Stream& stream, std::uint64_t answers) {
+  DialectKvmi2 dialect;
+  while (const Frame* frame = stream.next_or_end()) {
+    const auto message = dialect.decode_upward(*frame);
+    if (!message) throw std::runtime_error(describe(message.error()));
+    const auto* event = std::get_if<Event>(&*message);
+    if (event == nullptr || answers == 0) continue;
+    --answers;
+    dialect.encode(EventReply{.vcpu = event->vcpu, .event = event->kind()}, frame->seq, stream.out());
+    stream.flush();
+  }
+}
+
+}  // namespace kvmid::bench

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#pragma once
+
+/// Both ends of an event round trip, as thin as they can be: a hypervisor that sends events, a decider that answers.
+///
+/// Purpose:  the same two peers talk directly, through a bare relay and through kvmid, so that only the middle differs.
+/// Threads:  an object belongs to one thread or process.
+/// Errors:   std::runtime_error with what failed; a benchmark has nothing better to do than to stop.
+
+#include <chrono>
+#include <cstdint>
+#include <string>
+
+#include "protocol/dialect_kvmi2.h"
+#include "protocol/handshake.h"
+
+namespace kvmid::bench {
+
+/// A descriptor that is closed with its owner.
+class Fd {
+ public:
+  explicit Fd(int fd = -1) : fd_(fd) {}
+  Fd(Fd&& other) noexcept : fd_(other.release()) {}
+  Fd& operator=(Fd&& other) noexcept;
+  Fd(const Fd&) = delete;
+  Fd& operator=(const Fd&) = delete;
+  ~Fd();
+  [[nodiscard]] int get() const { return fd_; }
+  int release() {
+    const int fd = fd_;
+    fd_ = -1;
+    return fd;
+  }
+
+ private:
+  int fd_;
+};
+
+/// Connects to a unix socket, trying for `patience` until somebody listens there.
+Fd connect_unix(const std::string& path, std::chrono::milliseconds patience);
+Fd listen_unix(const std::string& path);
+Fd accept_one(int listener);
+void send_all(int fd, Bytes bytes);
+/// Exactly n bytes.
+ByteBuffer receive(int fd, std::size_t n);
+
+/// Frames over a blocking socket.
+class Stream {
+ public:
+  explicit Stream(Fd fd) : fd_(std::move(fd)) {}
+  [[nodiscard]] int fd() const { return fd_.get(); }
+  void flush();
+  ByteBuffer& out() { return out_; }
+  /// The next frame; valid until the next call. Throws when the peer is gone.
+  const Frame& next();
+  /// The same, or null when the peer closed.
+  const Frame* next_or_end();
+
+ private:
+  Fd fd_;
+  FrameParser parser_;
+  ByteBuffer out_;
+};
+
+/// A hypervisor with one vCPU: says its hello, answers what kvmid asks, then sends events one by one.
+class HypervisorPeer {
+ public:
+  explicit HypervisorPeer(Fd fd) : stream_(std::move(fd)) {}
+  /// The handshake with kvmid. Not used where there is no kvmid between the peers.
+  void hello(const Uuid& uuid, const std::string& name);
+  /// Answers commands until a decider has asked for `kind`, and for CR 4 if that is what the event is of.
+  void serve_until_subscribed(EventKind kind);
+  /// Sends one event and waits for its reply.
+  EventReply round_trip(const Event& event);
+  /// An event of a write to CR4, as a guest in 64-bit mode would cause it.
+  static Event cr4_event();
+
+ private:
+  void serve(const Command& command, Seq seq);
+  Stream stream_;
+  DialectKvmi2 dialect_;
+  std::uint32_t seq_ = 0;
+  EventSet enabled_;
+  bool cr4_ = false;
+};
+
+/// Attaches to the guest at kvmid's agent socket and asks to decide writes to CR4.
+Stream attach_decider(const std::string& agent_socket, const Uuid& guest);
+/// Answers events with ALLOW until the peer closes. `answers`: after so many it reads on and says nothing.
+void decide(Stream& stream, std::uint64_t answers);
+
+}  // namespace kvmid::bench
