@@ -26,9 +26,7 @@ ClientError bad_argument(std::string text) {
   return ClientError{ClientErrc::BadArgument, ErrorCode::Invalid, std::move(text)};
 }
 
-ClientError timed_out(std::string text) {
-  return ClientError{ClientErrc::TimedOut, ErrorCode::None, std::move(text)};
-}
+ClientError timed_out(std::string text) { return ClientError{ClientErrc::TimedOut, ErrorCode::None, std::move(text)}; }
 
 GuestEntry guest_entry(const kvmi_guest_entry& entry) {
   GuestEntry out;
@@ -195,9 +193,10 @@ void AgentClient::read_some() {
   if (n < 0) {
     if (errno == EINTR || errno == EAGAIN || errno == EWOULDBLOCK) return;
     const bool gone = errno == ECONNRESET || errno == EPIPE;
-    fail(gone ? ClientErrc::Closed : ClientErrc::System,
-         gone ? std::string("kvmid closed the connection") : "reading failed: " + std::generic_category().message(errno),
-         errno);
+    fail(
+        gone ? ClientErrc::Closed : ClientErrc::System,
+        gone ? std::string("kvmid closed the connection") : "reading failed: " + std::generic_category().message(errno),
+        errno);
     return;
   }
   for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr; header = CMSG_NXTHDR(&message, header)) {
@@ -223,8 +222,8 @@ void AgentClient::take_frames() {
   while (!lost_) {
     const auto frame = parser_.next();
     if (!frame) {
-      fail(ClientErrc::Protocol, "kvmid sent a message of " + std::to_string(frame.error().size) +
-                                     " bytes, which is over the limit");
+      fail(ClientErrc::Protocol,
+           "kvmid sent a message of " + std::to_string(frame.error().size) + " bytes, which is over the limit");
       return;
     }
     if (*frame == nullptr) return;
@@ -245,14 +244,16 @@ void AgentClient::take(const Frame& frame) {
     return;
   }
   std::visit(Overloaded{
-                 [&](const Event& event) { enqueue(ReceivedEvent{frame.seq, event}); },
+                 [&](const Event& event) {
+                   enqueue(ReceivedEvent{frame.seq, event});
+                 },
                  [&](const CommandReply& reply) {
                    fail(ClientErrc::Protocol, "kvmid sent a reply (message " + std::to_string(reply.id) + ", seq " +
                                                   std::to_string(frame.seq.value) + ") to a command that is not open");
                  },
                  [&](const Notice& n) {
-                   ReceivedNotice notice{n.kind,  n.event,     n.action, n.vcpu,           n.error,
-                                         n.agent, n.event_seq, n.count,  std::string(n.text)};
+                   ReceivedNotice notice{n.kind,      n.event, n.action,           n.vcpu, n.error, n.agent,
+                                         n.event_seq, n.count, std::string(n.text)};
                    if (notice_handler_) {
                      notice_handler_(notice);
                    } else {
@@ -260,7 +261,9 @@ void AgentClient::take(const Frame& frame) {
                    }
                  },
                  [&](const GuestOn& on) { enqueue(guest_entry(on.guest)); },
-                 [&](const GuestOff& off) { enqueue(GuestGone{off.uuid, off.reason, std::string(off.text)}); },
+                 [&](const GuestOff& off) {
+                   enqueue(GuestGone{off.uuid, off.reason, std::string(off.text)});
+                 },
                  [&](const UnknownMessage&) { ++unknown_; },
              },
              *decoded);
@@ -290,8 +293,8 @@ void AgentClient::take_reply(const Frame& frame) {
     const auto* grant = std::get_if<GrantMemoryReply>(&reply->body);
     const std::size_t wanted = grant == nullptr ? 0 : grant->fd_count;
     if (wanted > fds_.size()) {
-      fail(ClientErrc::Protocol, "kvmid announced " + std::to_string(wanted) + " descriptors and sent " +
-                                     std::to_string(fds_.size()));
+      fail(ClientErrc::Protocol,
+           "kvmid announced " + std::to_string(wanted) + " descriptors and sent " + std::to_string(fds_.size()));
       return;
     }
     const auto end = fds_.begin() + static_cast<std::ptrdiff_t>(wanted);
@@ -316,7 +319,8 @@ void AgentClient::enqueue(AgentMessage message) {
       ++dropped_;
       return;
     } else {
-      fail(ClientErrc::Overflow, std::to_string(messages_.size()) + " messages wait to be taken and none may be dropped");
+      fail(ClientErrc::Overflow,
+           std::to_string(messages_.size()) + " messages wait to be taken and none may be dropped");
       return;
     }
   }
@@ -325,7 +329,8 @@ void AgentClient::enqueue(AgentMessage message) {
 
 // ---- waiting ----
 
-/// Turns until take() gives a value or the time is over. What has arrived is looked at before the end of the connection.
+/// Turns until take() gives a value or the time is over. What has arrived is looked at before the end of the
+/// connection.
 template <class Take>
 auto AgentClient::wait_for(Millis timeout, Take take) -> Result<decltype(take()), ClientError> {
   const auto until = deadline_after(timeout);
@@ -451,9 +456,7 @@ void AgentClient::Batch::reply(const ReceivedEvent& event, Action action, Replac
   reply(event.seq, make_reply(event.event, action, value));
 }
 
-void AgentClient::Batch::reply(Seq seq, const EventReply& reply) {
-  client_.dialect_.encode(reply, seq, bytes_);
-}
+void AgentClient::Batch::reply(Seq seq, const EventReply& reply) { client_.dialect_.encode(reply, seq, bytes_); }
 
 Result<void, ClientError> AgentClient::Batch::send() {
   if (bytes_.empty()) return {};

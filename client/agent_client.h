@@ -125,9 +125,9 @@ struct Memory {
 };
 struct WriteOptions {
   AddressSpace space{};
-  std::uint16_t flags = 0;       ///< KVMI_WRITE_PATCH, KVMI_WRITE_UNPATCH; the others follow from the fields below
+  std::uint16_t flags = 0;  ///< KVMI_WRITE_PATCH, KVMI_WRITE_UNPATCH; the others follow from the fields below
   std::optional<std::uint64_t> cookie;
-  Bytes expected;                ///< as long as the data, or empty
+  Bytes expected;  ///< as long as the data, or empty
 };
 struct GrantedMemory {
   std::uint64_t ram_bytes = 0;
@@ -137,11 +137,11 @@ struct GrantedMemory {
 
 struct ConnectOptions {
   std::string socket{kDefaultAgentSocket};  ///< path, "@name" or vsock "cid:port"
-  std::string name = "agent";               ///< printable ASCII, 1 to 63 characters; what kvmid's logs and policy call it
-  Uuid guest;                               ///< zero: a control connection
-  bool outcomes = false;                    ///< OUTCOME notices for events that this agent saw
-  Millis timeout{5000};                     ///< for connecting, and for calls that name none
-  std::size_t messages_max = 4096;          ///< of events and notices that nobody has taken yet
+  std::string name = "agent";       ///< printable ASCII, 1 to 63 characters; what kvmid's logs and policy call it
+  Uuid guest;                       ///< zero: a control connection
+  bool outcomes = false;            ///< OUTCOME notices for events that this agent saw
+  Millis timeout{5000};             ///< for connecting, and for calls that name none
+  std::size_t messages_max = 4096;  ///< of events and notices that nobody has taken yet
 };
 
 /// One agent's connection to kvmid.

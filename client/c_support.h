@@ -26,20 +26,29 @@ extern thread_local std::string last_error;
 
 inline int number_of(const ClientError& error) {
   switch (error.kind) {
-    case ClientErrc::BadArgument: return error.code == ErrorCode::None ? -KVMI_EINVAL : -static_cast<int>(error.code);
-    case ClientErrc::NoGuest: return -KVMI_ENOENT;
+    case ClientErrc::BadArgument:
+      return error.code == ErrorCode::None ? -KVMI_EINVAL : -static_cast<int>(error.code);
+    case ClientErrc::NoGuest:
+      return -KVMI_ENOENT;
     case ClientErrc::Refused:
     case ClientErrc::Failed: {
       const int code = static_cast<int>(error.code);
       return code > 0 && code < KVMID_ECLOSED ? -code : -KVMID_EPROTOCOL;  // never mistaken for a success
     }
-    case ClientErrc::Unreachable: return -KVMID_EUNREACHABLE;
-    case ClientErrc::Denied: return -KVMID_EDENIED;
-    case ClientErrc::TimedOut: return -KVMID_ETIMEOUT;
-    case ClientErrc::Closed: return -KVMID_ECLOSED;
-    case ClientErrc::Protocol: return -KVMID_EPROTOCOL;
-    case ClientErrc::Overflow: return -KVMID_EOVERFLOW;
-    case ClientErrc::System: return -KVMID_ESYSTEM;
+    case ClientErrc::Unreachable:
+      return -KVMID_EUNREACHABLE;
+    case ClientErrc::Denied:
+      return -KVMID_EDENIED;
+    case ClientErrc::TimedOut:
+      return -KVMID_ETIMEOUT;
+    case ClientErrc::Closed:
+      return -KVMID_ECLOSED;
+    case ClientErrc::Protocol:
+      return -KVMID_EPROTOCOL;
+    case ClientErrc::Overflow:
+      return -KVMID_EOVERFLOW;
+    case ClientErrc::System:
+      return -KVMID_ESYSTEM;
   }
   return -KVMID_ESYSTEM;
 }

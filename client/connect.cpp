@@ -94,9 +94,9 @@ Result<void, ClientError> AgentClient::handshake(const ConnectOptions& options) 
       if (n > 0) continue;
       if (n < 0 && error == EINTR) continue;
       if (n < 0 && (error == EAGAIN || error == EWOULDBLOCK)) break;
-      fail(ClientErrc::Closed, n == 0 ? "kvmid closed the connection before it said welcome"
-                                      : "the connection broke before the welcome: " +
-                                            std::generic_category().message(error));
+      fail(ClientErrc::Closed,
+           n == 0 ? "kvmid closed the connection before it said welcome"
+                  : "the connection broke before the welcome: " + std::generic_category().message(error));
       return lost();
     }
     if (received.size() == needed) {

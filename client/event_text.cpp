@@ -134,10 +134,18 @@ std::string json_string(std::string_view text) {
     const std::size_t good = valid_utf8_prefix(text);
     for (const char c : text.substr(0, good)) {
       switch (c) {
-        case '"': out += "\\\""; break;
-        case '\\': out += "\\\\"; break;
-        case '\n': out += "\\n"; break;
-        case '\t': out += "\\t"; break;
+        case '"':
+          out += "\\\"";
+          break;
+        case '\\':
+          out += "\\\\";
+          break;
+        case '\n':
+          out += "\\n";
+          break;
+        case '\t':
+          out += "\\t";
+          break;
         default:
           if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) {
             static constexpr std::string_view kDigits = "0123456789abcdef";
@@ -238,8 +246,12 @@ std::string words(const ReceivedNotice& notice) {
       text = event + " decided: " + std::string(name_of(notice.action)) + " by " +
              (notice.agent.value == 0 ? std::string("kvmid") : "agent " + std::to_string(notice.agent.value));
       break;
-    case NoticeKind::Revoked: text = "policy changed"; break;
-    case NoticeKind::FrameRefused: text = "kvmid did not understand a message"; break;
+    case NoticeKind::Revoked:
+      text = "policy changed";
+      break;
+    case NoticeKind::FrameRefused:
+      text = "kvmid did not understand a message";
+      break;
   }
   if (!notice.text.empty()) text += ": " + notice.text;
   return text;

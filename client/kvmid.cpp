@@ -26,9 +26,7 @@ namespace {
 Result<ConnectOptions, ClientError> options_of(const kvmid_options* in) {
   ConnectOptions out;
   if (in == nullptr) return out;
-  const auto wrong = [](const char* text) {
-    return ClientError{ClientErrc::BadArgument, ErrorCode::Invalid, text};
-  };
+  const auto wrong = [](const char* text) { return ClientError{ClientErrc::BadArgument, ErrorCode::Invalid, text}; };
   if (in->struct_size != sizeof *in) return wrong("kvmid_options.struct_size is not that of this library");
   if (in->padding != 0) return wrong("kvmid_options.padding is not 0");
   if ((in->flags & ~std::uint32_t{KVMI_HELLO_OUTCOMES}) != 0) return wrong("kvmid_options.flags has an unknown flag");
@@ -74,9 +72,7 @@ Result<EventReply, ClientError> decode_reply(const kvmi_event_reply* reply, cons
 
 Result<EventReply, ClientError> simple_reply(const kvmid_event* event, std::uint8_t action,
                                              std::optional<std::uint64_t> value) {
-  const auto wrong = [](const char* text) {
-    return ClientError{ClientErrc::BadArgument, ErrorCode::Invalid, text};
-  };
+  const auto wrong = [](const char* text) { return ClientError{ClientErrc::BadArgument, ErrorCode::Invalid, text}; };
   if (event == nullptr) return wrong("the event is NULL");
   if (action >= kActionCount) return wrong("there is no such action");
   if (event->common.event >= kEventCount) return wrong("there is no such event");
@@ -105,14 +101,22 @@ const char* kvmid_last_error(void) { return last_error.c_str(); }
 const char* kvmid_error_name(int error) {
   const int number = error == INT_MIN ? 0 : (error < 0 ? -error : error);
   switch (number) {
-    case KVMID_ECLOSED: return "ECLOSED";
-    case KVMID_EUNREACHABLE: return "EUNREACHABLE";
-    case KVMID_EDENIED: return "EDENIED";
-    case KVMID_EPROTOCOL: return "EPROTOCOL";
-    case KVMID_ETIMEOUT: return "ETIMEOUT";
-    case KVMID_EOVERFLOW: return "EOVERFLOW";
-    case KVMID_ESYSTEM: return "ESYSTEM";
-    default: return name_of(static_cast<ErrorCode>(number)).data();  // a literal, and so zero-terminated
+    case KVMID_ECLOSED:
+      return "ECLOSED";
+    case KVMID_EUNREACHABLE:
+      return "EUNREACHABLE";
+    case KVMID_EDENIED:
+      return "EDENIED";
+    case KVMID_EPROTOCOL:
+      return "EPROTOCOL";
+    case KVMID_ETIMEOUT:
+      return "ETIMEOUT";
+    case KVMID_EOVERFLOW:
+      return "EOVERFLOW";
+    case KVMID_ESYSTEM:
+      return "ESYSTEM";
+    default:
+      return name_of(static_cast<ErrorCode>(number)).data();  // a literal, and so zero-terminated
   }
 }
 
@@ -150,9 +154,7 @@ int kvmid_adopt(const kvmid_options* options, int fd, const std::uint8_t* uuid, 
 void kvmid_close(kvmid_agent* agent) { delete agent; }
 
 int kvmid_fd(const kvmid_agent* agent) { return agent == nullptr ? -1 : agent->client.fd(); }
-std::size_t kvmid_pending(const kvmid_agent* agent) {
-  return agent == nullptr ? 0 : agent->client.pending_messages();
-}
+std::size_t kvmid_pending(const kvmid_agent* agent) { return agent == nullptr ? 0 : agent->client.pending_messages(); }
 std::uint64_t kvmid_dropped(const kvmid_agent* agent) {
   return agent == nullptr ? 0 : agent->client.dropped_messages();
 }

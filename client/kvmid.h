@@ -37,9 +37,9 @@ enum {
 };
 
 /* What went wrong last on this thread; "" when nothing did. Valid until the thread's next call of this library. */
-const char *kvmid_last_error(void);
+const char* kvmid_last_error(void);
 /* "EPERM", "ECLOSED"...: a short name of -KVMI_E* or -KVMID_E*, whatever the sign. */
-const char *kvmid_error_name(int error);
+const char* kvmid_error_name(int error);
 
 /* ---- connecting ---- */
 
@@ -47,8 +47,8 @@ typedef struct kvmid_agent kvmid_agent;
 
 struct kvmid_options {
   size_t struct_size;    /* sizeof(struct kvmid_options) */
-  const char *socket;    /* path, "@name" (abstract) or "cid:port" (vsock); NULL: /run/kvmid/agent.sock */
-  const char *name;      /* of the agent, 1 to 63 printable ASCII characters; NULL: "agent" */
+  const char* socket;    /* path, "@name" (abstract) or "cid:port" (vsock); NULL: /run/kvmid/agent.sock */
+  const char* name;      /* of the agent, 1 to 63 printable ASCII characters; NULL: "agent" */
   uint32_t flags;        /* KVMI_HELLO_* */
   int32_t timeout_ms;    /* 0: 5000 */
   uint32_t messages_max; /* messages kept until they are taken; 0: 4096 */
@@ -57,24 +57,24 @@ struct kvmid_options {
 /* `options` may be NULL everywhere: the defaults. */
 
 /* A control connection: lists guests, tells which come and go. */
-int kvmid_connect(const struct kvmid_options *options, kvmid_agent **agent);
+int kvmid_connect(const struct kvmid_options* options, kvmid_agent** agent);
 /* Attached to one guest: its uuid, its name, or a unique beginning of its uuid. */
-int kvmid_attach(const struct kvmid_options *options, const char *guest, kvmid_agent **agent);
+int kvmid_attach(const struct kvmid_options* options, const char* guest, kvmid_agent** agent);
 /* Says hello on a connected stream socket. uuid NULL: a control connection. The descriptor belongs to the library from
  * here on, also on failure. */
-int kvmid_adopt(const struct kvmid_options *options, int fd, const uint8_t *uuid, kvmid_agent **agent);
+int kvmid_adopt(const struct kvmid_options* options, int fd, const uint8_t* uuid, kvmid_agent** agent);
 /* Closes and frees; kvmid withdraws what the agent had set up. NULL is allowed. */
-void kvmid_close(kvmid_agent *agent);
+void kvmid_close(kvmid_agent* agent);
 
 /* For a poll loop of one's own; -1 when the connection is lost. Take pending messages before sleeping. */
-int kvmid_fd(const kvmid_agent *agent);
-size_t kvmid_pending(const kvmid_agent *agent);
-uint64_t kvmid_dropped(const kvmid_agent *agent);
+int kvmid_fd(const kvmid_agent* agent);
+size_t kvmid_pending(const kvmid_agent* agent);
+uint64_t kvmid_dropped(const kvmid_agent* agent);
 /* What kvmid said when it let the agent in. */
-int kvmid_get_welcome(const kvmid_agent *agent, struct kvmi_welcome *welcome);
+int kvmid_get_welcome(const kvmid_agent* agent, struct kvmi_welcome* welcome);
 
 /* uuid <-> the 36 characters that people write. */
-int kvmid_parse_uuid(const char *text, uint8_t uuid[16]);
+int kvmid_parse_uuid(const char* text, uint8_t uuid[16]);
 void kvmid_format_uuid(const uint8_t uuid[16], char text[37]);
 
 /* ---- what comes without having been asked for ---- */
@@ -113,82 +113,82 @@ struct kvmid_message {
 };
 
 /* 1: a message; 0: none came in time. */
-int kvmid_next_message(kvmid_agent *agent, struct kvmid_message *message, int timeout_ms);
+int kvmid_next_message(kvmid_agent* agent, struct kvmid_message* message, int timeout_ms);
 /* 1: an event; 0: none came in time. Other messages stay for kvmid_next_message. */
-int kvmid_wait_event(kvmid_agent *agent, struct kvmid_event *event, int timeout_ms);
+int kvmid_wait_event(kvmid_agent* agent, struct kvmid_event* event, int timeout_ms);
 
 /* Answers an event that is decided here (KVMI_EVENT_F_DECIDE). */
-int kvmid_reply(kvmid_agent *agent, const struct kvmid_event *event, uint8_t action);
+int kvmid_reply(kvmid_agent* agent, const struct kvmid_event* event, uint8_t action);
 /* CR, MSR, XSETBV: allows with another value than the guest's. */
-int kvmid_reply_value(kvmid_agent *agent, const struct kvmid_event *event, uint8_t action, uint64_t value);
+int kvmid_reply_value(kvmid_agent* agent, const struct kvmid_event* event, uint8_t action, uint64_t value);
 /* `reply` as it is, then the specific part of the event's reply (`size` bytes, may be 0). */
-int kvmid_reply_raw(kvmid_agent *agent, uint32_t seq, const struct kvmi_event_reply *reply, const void *specific,
+int kvmid_reply_raw(kvmid_agent* agent, uint32_t seq, const struct kvmi_event_reply* reply, const void* specific,
                     size_t size);
 
 /* ---- commands; PROTOCOL.md has an entry for each ---- */
 
-int kvmid_get_version(kvmid_agent *agent, struct kvmi_get_version_reply *reply);
+int kvmid_get_version(kvmid_agent* agent, struct kvmi_get_version_reply* reply);
 /* Fills at most `max` entries and returns how many guests there are. Control connections only. */
-int kvmid_list_guests(kvmid_agent *agent, struct kvmi_guest_entry *entries, size_t max);
-int kvmid_get_guest_info(kvmid_agent *agent, struct kvmi_get_guest_info_reply *reply);
-int kvmid_pause_vcpu(kvmid_agent *agent, uint16_t vcpu);
+int kvmid_list_guests(kvmid_agent* agent, struct kvmi_guest_entry* entries, size_t max);
+int kvmid_get_guest_info(kvmid_agent* agent, struct kvmi_get_guest_info_reply* reply);
+int kvmid_pause_vcpu(kvmid_agent* agent, uint16_t vcpu);
 /* regs, sregs and mode may be NULL. */
-int kvmid_get_registers(kvmid_agent *agent, uint16_t vcpu, struct kvmi_x86_regs *regs, struct kvmi_x86_sregs *sregs,
-                        uint8_t *mode);
-int kvmid_get_msr(kvmid_agent *agent, uint16_t vcpu, uint32_t msr, uint64_t *value);
-int kvmid_set_registers(kvmid_agent *agent, uint16_t vcpu, const struct kvmi_x86_regs *regs);
-int kvmid_shutdown_guest(kvmid_agent *agent);
-int kvmid_get_cpuid(kvmid_agent *agent, uint16_t vcpu, uint32_t function, uint32_t index,
-                    struct kvmi_get_cpuid_reply *reply);
+int kvmid_get_registers(kvmid_agent* agent, uint16_t vcpu, struct kvmi_x86_regs* regs, struct kvmi_x86_sregs* sregs,
+                        uint8_t* mode);
+int kvmid_get_msr(kvmid_agent* agent, uint16_t vcpu, uint32_t msr, uint64_t* value);
+int kvmid_set_registers(kvmid_agent* agent, uint16_t vcpu, const struct kvmi_x86_regs* regs);
+int kvmid_shutdown_guest(kvmid_agent* agent);
+int kvmid_get_cpuid(kvmid_agent* agent, uint16_t vcpu, uint32_t function, uint32_t index,
+                    struct kvmi_get_cpuid_reply* reply);
 /* Fills at most `max` entries and returns how many there are. */
-int kvmid_get_page_access(kvmid_agent *agent, uint64_t gpa, uint32_t pages, struct kvmi_page_access_entry *entries,
+int kvmid_get_page_access(kvmid_agent* agent, uint64_t gpa, uint32_t pages, struct kvmi_page_access_entry* entries,
                           size_t max);
-int kvmid_set_page_access(kvmid_agent *agent, const struct kvmi_page_access_entry *entries, size_t count);
-int kvmid_inject_exception(kvmid_agent *agent, const struct kvmi_inject_exception *exception);
+int kvmid_set_page_access(kvmid_agent* agent, const struct kvmi_page_access_entry* entries, size_t count);
+int kvmid_inject_exception(kvmid_agent* agent, const struct kvmi_inject_exception* exception);
 /* Any size; `cookie` may be NULL. */
-int kvmid_read_physical(kvmid_agent *agent, uint64_t gpa, void *buffer, size_t size, uint64_t *cookie);
+int kvmid_read_physical(kvmid_agent* agent, uint64_t gpa, void* buffer, size_t size, uint64_t* cookie);
 /* flags: KVMI_WRITE_*. cookie: in with KVMI_WRITE_COOKIE; out the current one on success and on -KVMI_ESTALE; may be
  * NULL without the flag. expected: `size` bytes with KVMI_WRITE_EXPECT, else NULL. */
-int kvmid_write_physical(kvmid_agent *agent, uint64_t gpa, const void *data, size_t size, uint16_t flags,
-                         uint64_t *cookie, const void *expected);
+int kvmid_write_physical(kvmid_agent* agent, uint64_t gpa, const void* data, size_t size, uint16_t flags,
+                         uint64_t* cookie, const void* expected);
 /* Returns how many descriptors were stored in `fds` (guest RAM, then the generation page); they belong to the caller.
  * More than `max` are closed. */
-int kvmid_grant_memory(kvmid_agent *agent, int *fds, size_t max, struct kvmi_grant_memory_reply *reply);
+int kvmid_grant_memory(kvmid_agent* agent, int* fds, size_t max, struct kvmi_grant_memory_reply* reply);
 /* enabled (may be NULL): the events now enabled. */
-int kvmid_control_events(kvmid_agent *agent, uint16_t vcpu, uint8_t operation, uint8_t role, uint64_t events,
-                         uint64_t *enabled);
-int kvmid_control_cr(kvmid_agent *agent, uint16_t vcpu, uint32_t cr, int enable);
-int kvmid_control_msr(kvmid_agent *agent, uint16_t vcpu, uint32_t msr, int enable);
-int kvmid_translate_gva(kvmid_agent *agent, uint16_t vcpu, uint64_t gva, struct kvmi_translate_gva_reply *reply);
-int kvmid_control_singlestep(kvmid_agent *agent, uint16_t vcpu, int enable);
-int kvmid_set_filter(kvmid_agent *agent, uint16_t vcpu, uint8_t event, uint8_t action,
-                     const struct kvmi_filter_term *terms, size_t count);
+int kvmid_control_events(kvmid_agent* agent, uint16_t vcpu, uint8_t operation, uint8_t role, uint64_t events,
+                         uint64_t* enabled);
+int kvmid_control_cr(kvmid_agent* agent, uint16_t vcpu, uint32_t cr, int enable);
+int kvmid_control_msr(kvmid_agent* agent, uint16_t vcpu, uint32_t msr, int enable);
+int kvmid_translate_gva(kvmid_agent* agent, uint16_t vcpu, uint64_t gva, struct kvmi_translate_gva_reply* reply);
+int kvmid_control_singlestep(kvmid_agent* agent, uint16_t vcpu, int enable);
+int kvmid_set_filter(kvmid_agent* agent, uint16_t vcpu, uint8_t event, uint8_t action,
+                     const struct kvmi_filter_term* terms, size_t count);
 /* Fills at most `max` bytes and returns how large the area is. */
-int kvmid_get_xsave(kvmid_agent *agent, uint16_t vcpu, void *area, size_t max);
-int kvmid_set_xsave(kvmid_agent *agent, uint16_t vcpu, const void *area, size_t size);
-int kvmid_get_xcr(kvmid_agent *agent, uint16_t vcpu, uint32_t xcr, uint64_t *value);
+int kvmid_get_xsave(kvmid_agent* agent, uint16_t vcpu, void* area, size_t max);
+int kvmid_set_xsave(kvmid_agent* agent, uint16_t vcpu, const void* area, size_t size);
+int kvmid_get_xcr(kvmid_agent* agent, uint16_t vcpu, uint32_t xcr, uint64_t* value);
 
 /* ---- pipelined ---- */
 
 /* Sends command `id` (KVMI_MSG_*) with its payload as laid out in kvmi.h, does not wait. `ticket` collects it. */
-int kvmid_submit(kvmid_agent *agent, uint16_t id, const void *payload, size_t size, uint32_t *ticket);
+int kvmid_submit(kvmid_agent* agent, uint16_t id, const void* payload, size_t size, uint32_t* ticket);
 /* Waits for that reply and copies at most `max` bytes of its data (what follows kvmi_error). Returns how many there
  * are, or the command's error. After -KVMID_ETIMEOUT the ticket is still open. */
-int kvmid_collect(kvmid_agent *agent, uint32_t ticket, void *data, size_t max, int timeout_ms);
+int kvmid_collect(kvmid_agent* agent, uint32_t ticket, void* data, size_t max, int timeout_ms);
 /* That reply is not wanted any more. */
-void kvmid_forget(kvmid_agent *agent, uint32_t ticket);
+void kvmid_forget(kvmid_agent* agent, uint32_t ticket);
 
 /* Several messages in one write: a SET_REGISTERS and the event reply behind it, say. */
 typedef struct kvmid_batch kvmid_batch;
-int kvmid_batch_new(kvmid_agent *agent, kvmid_batch **batch);
-int kvmid_batch_command(kvmid_batch *batch, uint16_t id, const void *payload, size_t size, uint32_t *ticket);
-int kvmid_batch_reply(kvmid_batch *batch, const struct kvmid_event *event, uint8_t action);
-int kvmid_batch_reply_raw(kvmid_batch *batch, uint32_t seq, const struct kvmi_event_reply *reply, const void *specific,
+int kvmid_batch_new(kvmid_agent* agent, kvmid_batch** batch);
+int kvmid_batch_command(kvmid_batch* batch, uint16_t id, const void* payload, size_t size, uint32_t* ticket);
+int kvmid_batch_reply(kvmid_batch* batch, const struct kvmid_event* event, uint8_t action);
+int kvmid_batch_reply_raw(kvmid_batch* batch, uint32_t seq, const struct kvmi_event_reply* reply, const void* specific,
                           size_t size);
 /* Sends all and leaves the batch empty. */
-int kvmid_batch_send(kvmid_batch *batch);
+int kvmid_batch_send(kvmid_batch* batch);
 /* Before the connection is closed; what was not sent is dropped. NULL is allowed. */
-void kvmid_batch_free(kvmid_batch *batch);
+void kvmid_batch_free(kvmid_batch* batch);
 
 #pragma GCC visibility pop
 

@@ -130,8 +130,8 @@ int kvmid_read_physical(kvmid_agent* agent, std::uint64_t gpa, void* buffer, std
   });
 }
 
-int kvmid_write_physical(kvmid_agent* agent, std::uint64_t gpa, const void* data, std::size_t size,
-                         std::uint16_t flags, std::uint64_t* cookie, const void* expected) {
+int kvmid_write_physical(kvmid_agent* agent, std::uint64_t gpa, const void* data, std::size_t size, std::uint16_t flags,
+                         std::uint64_t* cookie, const void* expected) {
   return with(agent, [&](AgentClient& client) {
     const bool has_cookie = (flags & KVMI_WRITE_COOKIE) != 0;
     const bool expects = (flags & KVMI_WRITE_EXPECT) != 0;
@@ -206,8 +206,8 @@ int kvmid_set_filter(kvmid_agent* agent, std::uint16_t vcpu, std::uint8_t event,
   return with(agent, [&](AgentClient& client) {
     if (event >= kEventCount) return bad("there is no such event");
     if (action >= kActionCount) return bad("there is no such action");
-    return status(client.set_filter(VcpuId{vcpu}, static_cast<EventKind>(event), static_cast<Action>(action),
-                                    items(terms, n)));
+    return status(
+        client.set_filter(VcpuId{vcpu}, static_cast<EventKind>(event), static_cast<Action>(action), items(terms, n)));
   });
 }
 

@@ -125,7 +125,8 @@ Result<UniqueFd, ClientError> connect_stream(std::string_view text, SteadyClock:
   if (!address) address = unix_address(text);
   if (!address) {
     return ClientError{ClientErrc::BadArgument, ErrorCode::None,
-                       "\"" + std::string(text) + "\" is no socket address: a path of at most 107 bytes, \"@name\" or " +
+                       "\"" + std::string(text) +
+                           "\" is no socket address: a path of at most 107 bytes, \"@name\" or " +
                            "\"cid:port\" is needed"};
   }
   UniqueFd fd(::socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));

@@ -14,10 +14,18 @@ template <class Data>
 void specific(const Data& data, kvmid_event& out) {
   const auto set = Overloaded{
       [&](const UnhookData& d) { out.data.unhook.reason = static_cast<std::uint8_t>(d.reason); },
-      [&](const CrData& d) { out.data.cr = {d.cr, {}, d.old_value, d.new_value}; },
-      [&](const MsrData& d) { out.data.msr = {d.msr, 0, d.old_value, d.new_value}; },
-      [&](const XsetbvData& d) { out.data.xsetbv = {d.xcr, 0, d.old_value, d.new_value}; },
-      [&](const BreakpointData& d) { out.data.breakpoint = {d.gpa.value, d.insn_length, {}}; },
+      [&](const CrData& d) {
+        out.data.cr = {d.cr, {}, d.old_value, d.new_value};
+      },
+      [&](const MsrData& d) {
+        out.data.msr = {d.msr, 0, d.old_value, d.new_value};
+      },
+      [&](const XsetbvData& d) {
+        out.data.xsetbv = {d.xcr, 0, d.old_value, d.new_value};
+      },
+      [&](const BreakpointData& d) {
+        out.data.breakpoint = {d.gpa.value, d.insn_length, {}};
+      },
       [&](const HypercallData&) {},
       [&](const PageFaultData& d) {
         out.data.page_fault = {d.gva.value, d.gpa.value, d.access, static_cast<std::uint8_t>(d.gva_valid ? 1 : 0), {}};
@@ -31,7 +39,9 @@ void specific(const Data& data, kvmid_event& out) {
       [&](const CreateVcpuData&) {},
       [&](const PauseData&) {},
       [&](const SinglestepData& d) { out.data.singlestep.failed = d.failed ? 1 : 0; },
-      [&](const CpuidData& d) { out.data.cpuid = {d.function, d.index}; },
+      [&](const CpuidData& d) {
+        out.data.cpuid = {d.function, d.index};
+      },
       [&](const AccessData& d) {
         out.data.access = {d.gva.value, d.gpa.value, d.access, d.size, d.index, 0, {}};
         std::copy(d.data.begin(), d.data.end(), out.data.access.data);

@@ -375,7 +375,9 @@ TEST_CASE("a batch leaves in one write, commands before the reply they belong to
 TEST_CASE("notices go to the handler where there is one, else into the queue", "[client]") {
   ScriptedPeer peer;
   auto client = peer.client();
-  const Notice expired{NoticeKind::Expired, EventKind::Cr, Action::Allow, VcpuId{1}, ErrorCode::None, AgentId{7}, Seq{41}, 2, "too late"};
+  const Notice expired{NoticeKind::Expired, EventKind::Cr, Action::Allow, VcpuId{1},
+                       ErrorCode::None,     AgentId{7},    Seq{41},       2,
+                       "too late"};
   peer.say(expired);
   const auto queued = client.next_message(kSoon);
   REQUIRE((queued && *queued));

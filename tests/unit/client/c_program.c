@@ -4,9 +4,9 @@
 
 #include "client/kvmid.h"
 
-int pin_cr4_once(kvmid_agent *agent, uint64_t bit, int timeout_ms);
+int pin_cr4_once(kvmid_agent* agent, uint64_t bit, int timeout_ms);
 
-int pin_cr4_once(kvmid_agent *agent, uint64_t bit, int timeout_ms) {
+int pin_cr4_once(kvmid_agent* agent, uint64_t bit, int timeout_ms) {
   struct kvmid_event event;
   const int got = kvmid_wait_event(agent, &event, timeout_ms);
   if (got <= 0) return got;

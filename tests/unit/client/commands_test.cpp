@@ -18,7 +18,8 @@ TEST_CASE("a list of guests longer than a message is read page by page", "[clien
   }
   peer.serve([&](const Command& command) {
     const auto first = std::get<GetGuests>(command).first;
-    const auto page = std::span<const kvmi_guest_entry>(all).subspan(first, std::min<std::size_t>(2, all.size() - first));
+    const auto page =
+        std::span<const kvmi_guest_entry>(all).subspan(first, std::min<std::size_t>(2, all.size() - first));
     return ok(KVMI_MSG_GET_GUESTS, GetGuestsReply{5, page});
   });
   const auto guests = client.list_guests();
@@ -134,11 +135,17 @@ TEST_CASE("every command reaches the peer as what it is", "[client]") {
         Overloaded{
             [](const GetVersion&) -> ReplyBody { return GetVersionReply{}; },
             [](const GetGuestInfo&) -> ReplyBody { return GetGuestInfoReply{2, 0, 0, 48, 48, false, 1U << 20U}; },
-            [&](const GetRegisters&) -> ReplyBody { return GetRegistersReply{8, {}, {}, std::span<const kvmi_x86_msr>(&msr, 1)}; },
-            [](const GetCpuid&) -> ReplyBody { return GetCpuidReply{1, 2, 3, 4}; },
+            [&](const GetRegisters&) -> ReplyBody {
+              return GetRegistersReply{8, {}, {}, std::span<const kvmi_x86_msr>(&msr, 1)};
+            },
+            [](const GetCpuid&) -> ReplyBody {
+              return GetCpuidReply{1, 2, 3, 4};
+            },
             [&](const GetPageAccess&) -> ReplyBody { return GetPageAccessReply{std::span(&page, 1)}; },
             [](const ControlEvents& c) -> ReplyBody { return ControlEventsReply{c.events}; },
-            [](const TranslateGva&) -> ReplyBody { return TranslateGvaReply{Gpa{0x5000}, 4096, 3, true}; },
+            [](const TranslateGva&) -> ReplyBody {
+              return TranslateGvaReply{Gpa{0x5000}, 4096, 3, true};
+            },
             [&](const GetXsave&) -> ReplyBody { return GetXsaveReply{area}; },
             [](const GetXcr&) -> ReplyBody { return GetXcrReply{7}; },
             [](const auto&) -> ReplyBody { return std::monostate{}; },

@@ -90,11 +90,21 @@ class ScriptedPeer {
   void say_bytes(Bytes bytes) {
     REQUIRE(::send(fd_.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL) == static_cast<ssize_t>(bytes.size()));
   }
-  void say(const Event& event, std::uint32_t seq) { say_encoded([&](ByteBuffer& o) { dialect_.encode(event, Seq{seq}, o); }); }
-  void say(const CommandReply& reply, Seq seq) { say_encoded([&](ByteBuffer& o) { dialect_.encode(reply, seq, o); }); }
-  void say(const Notice& notice) { say_encoded([&](ByteBuffer& o) { dialect_.encode(notice, o); }); }
-  void say(const GuestOn& on) { say_encoded([&](ByteBuffer& o) { dialect_.encode(on, o); }); }
-  void say(const GuestOff& off) { say_encoded([&](ByteBuffer& o) { dialect_.encode(off, o); }); }
+  void say(const Event& event, std::uint32_t seq) {
+    say_encoded([&](ByteBuffer& o) { dialect_.encode(event, Seq{seq}, o); });
+  }
+  void say(const CommandReply& reply, Seq seq) {
+    say_encoded([&](ByteBuffer& o) { dialect_.encode(reply, seq, o); });
+  }
+  void say(const Notice& notice) {
+    say_encoded([&](ByteBuffer& o) { dialect_.encode(notice, o); });
+  }
+  void say(const GuestOn& on) {
+    say_encoded([&](ByteBuffer& o) { dialect_.encode(on, o); });
+  }
+  void say(const GuestOff& off) {
+    say_encoded([&](ByteBuffer& o) { dialect_.encode(off, o); });
+  }
   /// A reply whose first byte carries descriptors.
   void say_with_fds(const CommandReply& reply, Seq seq, std::span<const int> fds) {
     ByteBuffer bytes;
@@ -186,8 +196,8 @@ class ScriptedPeer {
 inline Event cr_event(bool decide = true) {
   Event event;
   event.vcpu = VcpuId{1};
-  event.actions = ActionSet{static_cast<std::uint8_t>(KVMI_ACTION_BIT(KVMI_ACTION_ALLOW) |
-                                                      KVMI_ACTION_BIT(KVMI_ACTION_SKIP))};
+  event.actions =
+      ActionSet{static_cast<std::uint8_t>(KVMI_ACTION_BIT(KVMI_ACTION_ALLOW) | KVMI_ACTION_BIT(KVMI_ACTION_SKIP))};
   event.decide = decide;
   event.deadline_us = decide ? 100'000 : 0;
   event.regs.rip = 0xffffffff81000000;

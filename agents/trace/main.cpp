@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// kvmi-trace: an agent that only watches. It never delays the guest. Also the example of an observer.
+
+#include <CLI/CLI.hpp>
+
+#include <cstdio>
+#include <string>
+
+#include "client/agent_loop.h"
+#include "client/event_text.h"
+
+using namespace kvmid;
+using namespace kvmid::client;
+
+namespace {
+
+struct Options {
+  ConnectOptions connect;
+  std::string guest, kinds = "all";
+  std::vector<std::uint32_t> msrs{0xc0000082};
+  std::vector<unsigned> crs{0, 3, 4};
+  std::uint64_t count = 0;
+  bool json = false, wait = false;
+};
+
+class Trace {
+ public:
+  Trace(Options options, EventSet kinds) : options_(std::move(options)), kinds_(kinds) {}
+
+  int run() {
+    StopSignal stop;
+    for (;;) {
+      auto attached = attach_when_there(options_.connect, options_.guest, options_.wait, stop);
+      if (!attached) return 0;
+      if (!*attached) return failed(attached->error());
+      AgentClient client = std::move(**attached);
+      const auto error = watch(client, stop);
+      if (!error) return 0;
+      if (!options_.wait || !may_pass(*error)) return failed(*error);
+      std::fprintf(stderr, "%s; connecting again\n", error->text.c_str());
+      if (stop.wait(Millis{1000})) return 0;
+    }
+  }
+
+ private:
+  static int failed(const ClientError& error) {
+    std::fprintf(stderr, "kvmi-trace: %s\n", error.text.c_str());
+    return exit_code(error);
+  }
+
+  Result<void, ClientError> set_up(AgentClient& client) {
+    // Only what this guest's hypervisor has and policy allows; asking for more would be refused as a whole.
+    EventSet wanted{kinds_.bits & client.welcome().events.bits};
+    if (options_.kinds != "all" && wanted.bits != kinds_.bits) {
+      std::fprintf(stderr, "not all of these kinds can be watched here\n");
+    }
+    if (wanted.has(EventKind::Cr)) {
+      for (const unsigned cr : options_.crs) {
+        if (auto done = client.control_cr(kAllVcpus, cr, true); !done) return done;
+      }
+    }
+    if (wanted.has(EventKind::Msr)) {
+      for (const auto msr : options_.msrs) {
+        if (auto done = client.control_msr(kAllVcpus, msr, true); !done) return done;
+      }
+    }
+    const auto enabled = client.subscribe(wanted, Role::Observer);
+    if (!enabled) return enabled.error();
+    std::fprintf(stderr, "watching %s as agent %u\n", client.welcome().guest_name.c_str(),
+                 client.welcome().agent.value);
+    return {};
+  }
+
+  std::optional<ClientError> watch(AgentClient& client, StopSignal& stop) {
+    if (auto done = set_up(client); !done) return done.error();
+    for (;;) {
+      auto turn = next_turn(client, stop);
+      if (std::holds_alternative<Stopped>(turn)) return std::nullopt;
+      if (auto* error = std::get_if<ClientError>(&turn)) return *error;
+      auto& message = std::get<AgentMessage>(turn);
+      std::visit([this](const auto& m) { print(m); }, message);
+      if (std::holds_alternative<ReceivedEvent>(message) && ++seen_ == options_.count) {
+        if (!options_.connect.outcomes) return std::nullopt;
+        last_ = std::get<ReceivedEvent>(message).seq;  // its outcome is still to come
+      }
+      if (const auto* notice = std::get_if<ReceivedNotice>(&message); notice != nullptr && last_) {
+        if (notice->kind == NoticeKind::Outcome && notice->event_seq == *last_) return std::nullopt;
+      }
+      if (std::holds_alternative<GuestGone>(message) && !options_.wait) {
+        return ClientError{ClientErrc::Closed, ErrorCode::NoDevice, "the guest went away"};
+      }
+      if (std::holds_alternative<GuestEntry>(message)) {
+        if (auto done = set_up(client); !done) return done.error();
+      }
+    }
+  }
+
+  void print(const ReceivedEvent& received) const {
+    if (options_.count != 0 && seen_ >= options_.count) return;
+    const Event& event = received.event;
+    char head[96];
+    std::snprintf(head, sizeof head, "#%-6u vcpu%-2u %-11s ", received.seq.value, event.vcpu.value,
+                  std::string(name_of(event.kind())).c_str());
+    line(json_fields(received), head + words(event) + "  rip " + hex(event.regs.rip));
+  }
+  void print(const ReceivedNotice& notice) const { line(json_fields(notice), "        " + words(notice)); }
+  void print(const GuestEntry& guest) const { line(json_fields(guest), words(guest)); }
+  void print(const GuestGone& gone) const { line(json_fields(gone), words(gone)); }
+
+  void line(const std::string& json, const std::string& text) const {
+    if (options_.json) {
+      std::printf("{\"time\":\"%s\",%s}\n", timestamp().c_str(), json.c_str());
+    } else {
+      std::printf("%s %s\n", time_of_day().c_str(), text.c_str());
+    }
+  }
+
+  Options options_;
+  EventSet kinds_;
+  std::uint64_t seen_ = 0;
+  std::optional<Seq> last_;
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);  // lines are whole also in a pipe
+  Options options;
+  options.connect.socket = default_socket();
+  options.connect.name = "kvmi-trace";
+  CLI::App app{
+      "Prints the events of a guest, through kvmid. It observes: the guest never waits for it.\n\n"
+      "Example: kvmi-trace --guest web1 --kinds cr,msr --outcomes --count 20\n\n"
+      "Exit codes: 0 stopped, 1 failed, 2 usage, 3 kvmid not reachable, 4 no such guest, 5 refused by policy,\n"
+      "6 not supported by this hypervisor, 7 timeout"};
+  app.add_option("--socket", options.connect.socket, "kvmid's agent socket (KVMID_AGENT_SOCKET): path or cid:port")
+      ->capture_default_str();
+  app.add_option("--name", options.connect.name, "Name of this agent, for policy and logs")->capture_default_str();
+  app.add_option("--guest", options.guest, "Guest: name, uuid, or a unique beginning of its uuid")->required();
+  app.add_option("--kinds", options.kinds, "Kinds of events: all, or some of cr,msr,page_fault,... ")
+      ->capture_default_str();
+  app.add_option("--crs", options.crs, "Control registers to watch")->delimiter(',')->capture_default_str();
+  app.add_option("--msrs", options.msrs, "MSR numbers to watch (LSTAR)")->delimiter(',');
+  app.add_option("--count", options.count, "Stop after N events");
+  app.add_flag("--outcomes", options.connect.outcomes, "Also print how each event was decided, and by whom");
+  app.add_flag("--wait", options.wait, "Wait for kvmid and the guest, and connect again when they go");
+  app.add_flag("--json", options.json, "One JSON object a line");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
+  const auto kinds = event_set_by_names(options.kinds);
+  if (!kinds) {
+    std::fprintf(stderr, "kvmi-trace: %s\n", kinds.error().text.c_str());
+    return 2;
+  }
+  return Trace(options, *kinds).run();
+}
