@@ -1,0 +1,373 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# The test guest: a kernel of one page that does what introspection looks at, and writes into its mailbox what it saw.
+# Boot protocol, addresses and mailbox: GUEST.md and mailbox_layout.h. Everything runs in ring 0, 64-bit.
+#
+# Entry, on every vCPU at once: RDI = vCPU, RSI = its mailbox, RDX = number of vCPUs, no stack, identity-mapped memory.
+
+#include "hypervisor/emulated/mailbox_layout.h"
+
+#define PTE_PRESENT_WRITABLE 0x3
+#define PTE_LARGE 0x83
+#define CODE_SELECTOR 0x08
+#define DATA_SELECTOR 0x10
+#define TSS_SELECTOR 0x18
+#define MSR_LSTAR 0xc0000082
+#define MSR_GS_BASE 0xc0000101
+
+.code64
+.section .text
+.globl start
+start:
+    # Stack; then GS = mailbox, so that handlers find it on every vCPU.
+    lea 1(%rdi), %rax
+    shl $12, %rax
+    lea KVMID_GUEST_STACKS_GPA(%rax), %rsp
+    mov %rdi, %r12
+    mov %rdx, %r15
+    mov %rsi, %rax
+    xor %edx, %edx
+    mov $MSR_GS_BASE, %ecx
+    wrmsr
+
+    test %r12, %r12
+    jnz wait_for_tables
+    call build_tables
+    movq $1, tables_ready(%rip)
+wait_for_tables:
+    cmpq $0, tables_ready(%rip)
+    jne tables_are_ready
+    hlt
+    jmp wait_for_tables
+tables_are_ready:
+    mov $KVMID_GUEST_ROOT_A_GPA, %eax
+    mov %rax, %cr3
+    call load_descriptors
+
+    mov %r12, %gs:KVMID_MB_VCPU
+    movq $0x176, %gs:KVMID_MB_ARG_MSR
+    movq $0x1000, %gs:KVMID_MB_ARG_MSR_VALUE
+    movabs $0x7fff0000dead, %rax
+    mov %rax, %gs:KVMID_MB_ARG_PF_ADDRESS
+    movq $KVMID_MODE_CR3, %gs:KVMID_MB_TURN
+    movabs $KVMID_MB_MAGIC_VALUE, %rax
+    mov %rax, %gs:KVMID_MB_MAGIC
+
+main_loop:
+    incq %gs:KVMID_MB_ROUNDS
+    mov %gs:KVMID_MB_MODE, %rax
+    cmp $KVMID_MODE_COUNT, %rax
+    jae to_sleep
+    test %rax, %rax
+    jnz act
+    mov %gs:KVMID_MB_TURN, %rax         # all in turn: CR3 ... PF, and again
+    lea 1(%rax), %rcx
+    cmp $KVMID_MODE_PF, %rcx
+    jbe 1f
+    mov $KVMID_MODE_CR3, %ecx
+1:  mov %rcx, %gs:KVMID_MB_TURN
+act:
+    mov %rax, %gs:KVMID_MB_ACTION
+    lea actions(%rip), %rcx
+    mov (%rcx,%rax,8), %rcx
+    call *%rcx
+    mov %gs:KVMID_MB_ACTION, %rax
+    incq %gs:KVMID_MB_DONE(,%rax,8)
+    cmp $KVMID_MODE_SPIN, %rax
+    je main_loop
+to_sleep:
+    hlt
+    jmp main_loop
+
+# ---- the actions: each may use every register but R12 and RSP ----
+do_nothing:
+    ret
+
+do_spin:
+    mov $1000, %ecx
+1:  lea 3(%rax,%rcx), %rax
+    dec %ecx
+    jnz 1b
+    ret
+
+do_cr3:
+    mov %cr3, %rax
+    xor $(KVMID_GUEST_ROOT_A_GPA ^ KVMID_GUEST_ROOT_B_GPA), %rax
+    mov %rax, %cr3
+    mov %cr3, %rax
+    mov %rax, %gs:KVMID_MB_CR3
+    movzbl KVMID_GUEST_WINDOW_GVA, %eax
+    mov %rax, %gs:KVMID_MB_WINDOW
+    ret
+
+do_cr4:
+    mov %cr4, %rax
+    xor $0x80, %rax
+    mov %rax, %cr4
+    mov %cr4, %rax
+    mov %rax, %gs:KVMID_MB_CR4
+    ret
+
+do_cr0:
+    mov %cr0, %rax
+    xor $0x10000, %rax
+    mov %rax, %cr0
+    mov %cr0, %rax
+    mov %rax, %gs:KVMID_MB_CR0
+    ret
+
+do_lstar:
+    mov %gs:KVMID_MB_ARG_MSR_VALUE, %rax
+    add %gs:KVMID_MB_ROUNDS, %rax
+    mov %rax, %rdx
+    shr $32, %rdx
+    mov $MSR_LSTAR, %ecx
+    wrmsr
+    rdmsr
+    shl $32, %rdx
+    mov %eax, %eax
+    or %rdx, %rax
+    mov %rax, %gs:KVMID_MB_LSTAR
+    ret
+
+do_msr:
+    lea 1f(%rip), %rax                  # an MSR that does not exist is #GP
+    mov %rax, %gs:KVMID_MB_RESUME
+    mov %gs:KVMID_MB_ARG_MSR, %ecx
+    mov %gs:KVMID_MB_ARG_MSR_VALUE, %rax
+    mov %rax, %rdx
+    shr $32, %rdx
+    wrmsr
+    rdmsr
+    shl $32, %rdx
+    mov %eax, %eax
+    or %rdx, %rax
+    mov %rax, %gs:KVMID_MB_MSR
+1:  movq $0, %gs:KVMID_MB_RESUME
+    ret
+
+do_int3:
+    int3
+    ret
+
+do_vmcall:
+    mov $KVMID_GUEST_HYPERCALL, %eax
+    mov %r12, %rdi
+    mov %gs:KVMID_MB_ROUNDS, %rsi
+    vmcall
+    mov %rax, %gs:KVMID_MB_HYPERCALL_RESULT
+    ret
+
+do_store:
+    mov %gs:KVMID_MB_ROUNDS, %rax
+    mov %rax, %gs:KVMID_MB_STORED
+    mov %rax, KVMID_GUEST_PROTECTED_GPA(,%r12,8)
+    ret
+
+do_load:
+    xor %eax, %eax
+    mov KVMID_GUEST_PROTECTED_GPA(,%r12,8), %rax
+    mov %rax, %gs:KVMID_MB_LOADED
+    ret
+
+do_exec:
+    movq $0, %gs:KVMID_MB_EXEC_RESULT
+    xor %eax, %eax
+    mov $KVMID_GUEST_EXEC_GPA, %ecx
+    call *%rcx
+    mov %rax, %gs:KVMID_MB_EXEC_RESULT
+    ret
+
+do_ud:
+    lea 1f(%rip), %rax
+    mov %rax, %gs:KVMID_MB_RESUME
+    ud2
+1:  movq $0, %gs:KVMID_MB_RESUME
+    ret
+
+do_gp:
+    lea 1f(%rip), %rax
+    mov %rax, %gs:KVMID_MB_RESUME
+    movabs $0x8000000000000000, %rax
+    mov (%rax), %rax
+1:  movq $0, %gs:KVMID_MB_RESUME
+    ret
+
+do_pf:
+    lea 1f(%rip), %rax
+    mov %rax, %gs:KVMID_MB_RESUME
+    mov %gs:KVMID_MB_ARG_PF_ADDRESS, %rax
+    mov (%rax), %rax
+1:  movq $0, %gs:KVMID_MB_RESUME
+    ret
+
+do_triple:
+    lidt no_idt(%rip)
+    ud2
+    ret
+
+.balign 8
+actions:
+    .quad do_nothing, do_nothing, do_spin, do_cr3, do_cr4, do_cr0, do_lstar, do_msr, do_int3, do_vmcall
+    .quad do_store, do_load, do_exec, do_ud, do_gp, do_pf, do_triple
+tables_ready:
+    .quad 0
+no_idt:
+    .word 0
+    .quad 0
+
+# ---- exceptions ----
+#define ERROR_CODE_VECTORS 0x60227d00 /* 8, 10 to 14, 17, 21, 29, 30 */
+.balign 16
+stubs:
+.set number, 0
+.rept 32
+    .balign 16
+    .if ((ERROR_CODE_VECTORS >> number) & 1) == 0
+    push $0
+    .endif
+    push $number
+    jmp handle
+    .set number, number + 1
+.endr
+
+# On the stack: vector, error code, RIP, CS, RFLAGS, RSP, SS.
+handle:
+    push %rax
+    push %rcx
+    mov 16(%rsp), %rax
+    incq %gs:KVMID_MB_EXCEPTIONS(,%rax,8)
+    mov %rax, %gs:KVMID_MB_LAST_VECTOR
+    mov 24(%rsp), %rcx
+    mov %rcx, %gs:KVMID_MB_LAST_ERROR
+    mov %cr2, %rcx
+    mov %rcx, %gs:KVMID_MB_LAST_CR2
+    mov 32(%rsp), %rcx
+    mov %rcx, %gs:KVMID_MB_LAST_RIP
+    cmp $8, %rax
+    je panic
+    cmp $3, %rax                        # a trap: RIP is behind the INT3 already
+    je 1f
+    mov %gs:KVMID_MB_RESUME, %rcx
+    test %rcx, %rcx
+    jz 1f
+    movq $0, %gs:KVMID_MB_RESUME
+    mov %rcx, 32(%rsp)
+1:  pop %rcx
+    pop %rax
+    add $16, %rsp
+    iretq
+panic:
+    movq $1, %gs:KVMID_MB_PANIC
+1:  hlt
+    jmp 1b
+
+# ---- building: runs on vCPU 0 ----
+
+# One page table root: EDI = the first of its four pages, ESI = what the window shows.
+build_root:
+    lea 0x1000(%rdi), %eax
+    or $PTE_PRESENT_WRITABLE, %eax
+    mov %rax, (%rdi)                    # PML4[0] -> PDPT
+    lea 0x2000(%rdi), %eax
+    or $PTE_PRESENT_WRITABLE, %eax
+    mov %rax, 0x1000(%rdi)              # PDPT[0] -> PD
+    lea 0x3000(%rdi), %eax
+    or $PTE_PRESENT_WRITABLE, %eax
+    mov %rax, 0x2000(%rdi)              # PD[0] -> PT
+    mov $1, %ecx                        # PD[1...511]: large pages, up to 1 GiB
+1:  mov %rcx, %rax
+    shl $21, %rax
+    or $PTE_LARGE, %rax
+    mov %rax, 0x2000(%rdi,%rcx,8)
+    inc %ecx
+    cmp $512, %ecx
+    jne 1b
+    xor %ecx, %ecx                      # PT: 2 MiB in small pages
+1:  mov %rcx, %rax
+    shl $12, %rax
+    or $PTE_PRESENT_WRITABLE, %rax
+    mov %rax, 0x3000(%rdi,%rcx,8)
+    inc %ecx
+    cmp $512, %ecx
+    jne 1b
+    or $PTE_PRESENT_WRITABLE, %esi
+    mov %rsi, (0x3000 + (KVMID_GUEST_WINDOW_GVA >> 12) * 8)(%rdi)
+    btsq $63, 0x3000 + (KVMID_GUEST_PROTECTED_GPA >> 12) * 8(%rdi)   # data is not executed
+    ret
+
+build_tables:
+    movb $KVMID_GUEST_WINDOW_A_VALUE, KVMID_GUEST_WINDOW_A_GPA
+    movb $KVMID_GUEST_WINDOW_B_VALUE, KVMID_GUEST_WINDOW_B_GPA
+    mov $KVMID_GUEST_ROOT_A_GPA, %edi
+    mov $KVMID_GUEST_WINDOW_A_GPA, %esi
+    call build_root
+    mov $KVMID_GUEST_ROOT_B_GPA, %edi
+    mov $KVMID_GUEST_WINDOW_B_GPA, %esi
+    call build_root
+
+    lea exec_function(%rip), %rsi       # the function that lives on the exec page
+    mov $KVMID_GUEST_EXEC_GPA, %edi
+    mov $(exec_function_end - exec_function), %ecx
+    rep movsb
+
+    lea stubs(%rip), %rax               # IDT: 32 interrupt gates
+    mov $KVMID_GUEST_IDT_GPA, %edi
+    mov $32, %ecx
+1:  mov %ax, (%rdi)
+    movw $CODE_SELECTOR, 2(%rdi)
+    movw $0x8e00, 4(%rdi)
+    mov %rax, %rdx
+    shr $16, %rdx
+    mov %dx, 6(%rdi)
+    shr $16, %rdx
+    mov %rdx, 8(%rdi)
+    add $16, %rdi
+    add $16, %rax
+    dec %ecx
+    jnz 1b
+    movb $1, (KVMID_GUEST_IDT_GPA + 8 * 16 + 4) # #DF has a stack of its own
+    ret
+
+exec_function:
+    incq %gs:KVMID_MB_EXEC_CALLS
+    mov $KVMID_GUEST_EXEC_VALUE, %eax
+    ret
+exec_function_end:
+
+# ---- GDT and TSS of this vCPU (R12), and the shared IDT ----
+load_descriptors:
+    mov %r12, %rdi                      # TSS
+    shl $7, %rdi
+    add $KVMID_GUEST_TSS_GPA, %rdi
+    lea 1(%r12), %rax
+    shl $12, %rax
+    add $KVMID_GUEST_IST_STACKS_GPA, %rax
+    mov %rax, 0x24(%rdi)                # IST1
+    movw $104, 0x66(%rdi)
+
+    mov %r12, %rsi                      # GDT
+    shl $6, %rsi
+    add $KVMID_GUEST_GDT_GPA, %rsi
+    movabs $0x00af9b000000ffff, %rax
+    mov %rax, CODE_SELECTOR(%rsi)
+    movabs $0x00cf93000000ffff, %rax
+    mov %rax, DATA_SELECTOR(%rsi)
+    mov %rdi, %rax                      # TSS descriptor; its address is below 16 MiB
+    shl $16, %rax
+    movabs $0x0000890000000067, %rdx
+    or %rdx, %rax
+    mov %rax, TSS_SELECTOR(%rsi)
+    movq $0, TSS_SELECTOR+8(%rsi)
+
+    sub $16, %rsp
+    movw $39, (%rsp)
+    mov %rsi, 2(%rsp)
+    lgdt (%rsp)
+    movw $511, (%rsp)
+    movq $KVMID_GUEST_IDT_GPA, 2(%rsp)
+    lidt (%rsp)
+    add $16, %rsp
+    mov $TSS_SELECTOR, %eax
+    ltr %ax
+    ret

@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#ifndef KVMID_HYPERVISOR_EMULATED_MAILBOX_LAYOUT_H
+#define KVMID_HYPERVISOR_EMULATED_MAILBOX_LAYOUT_H
+
+/*
+ * Where the test guest keeps what it sees, as plain numbers that assembler, C and C++ can read. mailbox.h gives them
+ * names and types for C++. GUEST.md tells the story.
+ * Every field is 8 bytes; offsets are from the vCPU's own mailbox page.
+ */
+
+/* ---- guest physical addresses; the test guest maps each at the same virtual address ---- */
+#define KVMID_GUEST_MAILBOX_GPA 0x10000   /* one page per vCPU, 8 of them */
+#define KVMID_GUEST_MAILBOX_STRIDE 0x1000
+#define KVMID_GUEST_VCPUS_MAX 8
+#define KVMID_GUEST_PROTECTED_GPA 0x20000 /* data page for page rights: vCPU n uses the 8 bytes at 8*n */
+#define KVMID_GUEST_EXEC_GPA 0x21000      /* code page for page rights */
+#define KVMID_GUEST_WINDOW_A_GPA 0x22000  /* what the window shows under the first page table root */
+#define KVMID_GUEST_WINDOW_B_GPA 0x23000  /* and under the second */
+#define KVMID_GUEST_WINDOW_GVA 0x1ff000
+#define KVMID_GUEST_STACKS_GPA 0x40000    /* one page per vCPU */
+#define KVMID_GUEST_IST_STACKS_GPA 0x48000
+#define KVMID_GUEST_ROOT_A_GPA 0x50000    /* values of CR3 */
+#define KVMID_GUEST_ROOT_B_GPA 0x54000
+#define KVMID_GUEST_IDT_GPA 0x58000
+#define KVMID_GUEST_TSS_GPA 0x59000       /* 128 bytes per vCPU */
+#define KVMID_GUEST_GDT_GPA 0x5a000       /* 64 bytes per vCPU */
+#define KVMID_GUEST_IMAGE_GPA 0x100000    /* where the loader puts the image, and where vCPUs begin */
+
+#define KVMID_GUEST_WINDOW_A_VALUE 0xa1
+#define KVMID_GUEST_WINDOW_B_VALUE 0xb2
+#define KVMID_GUEST_EXEC_VALUE 0x5eed     /* what the function on the exec page returns */
+#define KVMID_GUEST_HYPERCALL 0x4b560001  /* number in RAX of the guest's hypercall */
+
+/* ---- what a vCPU does in a round: the word at KVMID_MB_MODE ---- */
+#define KVMID_MODE_ALL 0    /* 3 to 15 in turn, one a round */
+#define KVMID_MODE_IDLE 1   /* nothing but HLT */
+#define KVMID_MODE_SPIN 2   /* count without HLT */
+#define KVMID_MODE_CR3 3    /* the other page table root, then the byte in the window */
+#define KVMID_MODE_CR4 4    /* CR4.PGE the other way round */
+#define KVMID_MODE_CR0 5    /* CR0.WP the other way round */
+#define KVMID_MODE_LSTAR 6  /* WRMSR LSTAR: arg_msr_value + round */
+#define KVMID_MODE_MSR 7    /* WRMSR arg_msr: arg_msr_value */
+#define KVMID_MODE_INT3 8
+#define KVMID_MODE_VMCALL 9
+#define KVMID_MODE_STORE 10 /* store the round's number into the protected page */
+#define KVMID_MODE_LOAD 11  /* load from the protected page */
+#define KVMID_MODE_EXEC 12  /* call the function on the exec page */
+#define KVMID_MODE_UD 13    /* UD2 */
+#define KVMID_MODE_GP 14    /* load from an address that is not canonical */
+#define KVMID_MODE_PF 15    /* load from arg_pf_address */
+#define KVMID_MODE_TRIPLE 16 /* not one of "all": IDT of no length, then UD2 */
+#define KVMID_MODE_COUNT 17
+
+/* ---- fields ---- */
+#define KVMID_MB_MAGIC 0x00         /* KVMID_MB_MAGIC_VALUE once the vCPU is in its loop */
+#define KVMID_MB_VCPU 0x08
+#define KVMID_MB_MODE 0x10          /* written by tests: KVMID_MODE_* */
+#define KVMID_MB_ROUNDS 0x18        /* rounds begun */
+#define KVMID_MB_ACTION 0x20        /* KVMID_MODE_* under way or done last */
+#define KVMID_MB_CR0 0x28           /* read back after the write */
+#define KVMID_MB_CR3 0x30
+#define KVMID_MB_CR4 0x38
+#define KVMID_MB_LSTAR 0x40         /* read back by RDMSR */
+#define KVMID_MB_MSR 0x48           /* read back by RDMSR: arg_msr */
+#define KVMID_MB_LOADED 0x50        /* loaded from the protected page */
+#define KVMID_MB_STORED 0x58        /* value the last store was given */
+#define KVMID_MB_EXEC_RESULT 0x60   /* RAX after the call; set to 0 before it */
+#define KVMID_MB_EXEC_CALLS 0x68    /* counted by the function itself */
+#define KVMID_MB_HYPERCALL_RESULT 0x70 /* RAX after VMCALL */
+#define KVMID_MB_WINDOW 0x78        /* byte seen in the window */
+#define KVMID_MB_PANIC 0x80         /* 1: #DF handler ran; the vCPU does nothing any more */
+#define KVMID_MB_LAST_VECTOR 0x88   /* of the last exception handled */
+#define KVMID_MB_LAST_ERROR 0x90    /* its error code, 0 without one */
+#define KVMID_MB_LAST_CR2 0x98      /* CR2 in that handler */
+#define KVMID_MB_LAST_RIP 0xa0      /* RIP in that frame */
+#define KVMID_MB_RESUME 0xa8        /* the guest's own: where a fault made on purpose goes on */
+#define KVMID_MB_TURN 0xb0          /* the guest's own: next action of "all" */
+#define KVMID_MB_ARG_MSR 0x100      /* written by tests: number of MODE_MSR; at first 0x176 */
+#define KVMID_MB_ARG_MSR_VALUE 0x108 /* written by tests */
+#define KVMID_MB_ARG_PF_ADDRESS 0x110 /* written by tests; at first 0x7fff0000dead */
+#define KVMID_MB_DONE 0x200         /* [KVMID_MODE_*]: actions finished */
+#define KVMID_MB_EXCEPTIONS 0x400   /* [vector], 32 of them: times that handler ran */
+
+#define KVMID_MB_MAGIC_VALUE 0x54534547494d564b /* the bytes "KVMIGEST" */
+
+#endif

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "hypervisor/emulated/mmu.h"
+
+#include <algorithm>
+
+namespace kvmid::emulated {
+
+namespace {
+
+x86::PageRights right_of(x86::AccessKind access) {
+  switch (access) {
+    case x86::AccessKind::Read: return KVMI_PAGE_ACCESS_R;
+    case x86::AccessKind::Write: return KVMI_PAGE_ACCESS_W;
+    case x86::AccessKind::Execute: return KVMI_PAGE_ACCESS_X;
+  }
+  return 0;
+}
+
+}  // namespace
+
+Mmu::Mmu(GuestRam& ram, const x86::CpuFeatures& cpu)
+    : ram_(ram), cpu_(cpu), rights_(ram.bytes() / kPageSize, x86::kRightsAll) {}
+
+Result<x86::Translation, x86::WalkFault> Mmu::walk(const Vcpu& vcpu, Gva gva, x86::AccessKind access) const {
+  const auto read = [this](Gpa gpa, void* out, std::size_t bytes) { return ram_.read(gpa, out, bytes); };
+  return x86::access(x86::paging_state(vcpu.regs, vcpu.sregs), gva, access, read, cpu_);
+}
+
+void Mmu::set_table_bits(const x86::Translation& translation) {
+  for (std::size_t i = 0; i < translation.entry_count; ++i) {
+    const auto& entry = translation.entries[i];
+    if (entry.set_bits == 0) continue;
+    const std::uint64_t value = entry.value | entry.set_bits;
+    (void)ram_.write(entry.gpa, &value, entry.bytes);  // it was read just now, so it is RAM
+  }
+}
+
+Resolution Mmu::resolve(Vcpu& vcpu, Gva gva, x86::AccessKind access) {
+  const auto translation = walk(vcpu, gva, access);
+  if (!translation) return translation.error().exception;
+  set_table_bits(*translation);
+  const Gfn gfn = gfn_of(translation->gpa);
+  std::byte* host = ram_.at(gpa_of(gfn), kPageSize);
+  if (host == nullptr) return NoRam{translation->gpa};
+
+  // Rights that need no further look at the page tables: a write that would set the Dirty bit has to come back here.
+  x86::PageRights tables = KVMI_PAGE_ACCESS_R;
+  for (const auto kind : {x86::AccessKind::Write, x86::AccessKind::Execute}) {
+    const auto other = walk(vcpu, gva, kind);
+    if (!other) continue;
+    const bool settled = std::all_of(other->entries.begin(), other->entries.begin() + other->entry_count,
+                                     [](const x86::TableEntry& entry) { return entry.set_bits == 0; });
+    if (settled) tables |= right_of(kind);
+  }
+  x86::PageRights allowed = rights_[gfn.value];
+  for (const auto& item : vcpu.overrides) {
+    if (item.gfn == gfn) allowed |= item.rights;
+  }
+  if (x86::forbids(allowed, right_of(access))) return Restricted{translation->gpa, right_of(access)};
+  // A page without R: only an override of W or X can have come here. Unicorn needs R for it; it is gone after one instruction.
+  vcpu.engine.map(gva, host, gfn, x86::combine_rights(tables, allowed) | KVMI_PAGE_ACCESS_R);
+  return Mapped{};
+}
+
+template <class Copy>
+std::optional<x86::Exception> Mmu::each_page(Vcpu& vcpu, Gva gva, std::size_t size, x86::AccessKind access, Copy copy) {
+  std::size_t done = 0;
+  while (done < size) {
+    const Gva at{gva.value + done};
+    const std::size_t part = std::min<std::size_t>(size - done, kPageSize - at.value % kPageSize);
+    const auto translation = walk(vcpu, at, access);
+    if (!translation) return translation.error().exception;
+    set_table_bits(*translation);
+    // Physical memory that is not there reads as zero and swallows writes.
+    if (ram_.at(translation->gpa, part) != nullptr) copy(translation->gpa, done, part);
+    done += part;
+  }
+  return std::nullopt;
+}
+
+std::optional<x86::Exception> Mmu::read(Vcpu& vcpu, Gva gva, void* out, std::size_t size) {
+  std::fill_n(static_cast<std::byte*>(out), size, std::byte{0});
+  return each_page(vcpu, gva, size, x86::AccessKind::Read, [&](Gpa gpa, std::size_t done, std::size_t part) {
+    (void)ram_.read(gpa, static_cast<std::byte*>(out) + done, part);
+  });
+}
+
+std::optional<x86::Exception> Mmu::write(Vcpu& vcpu, Gva gva, const void* data, std::size_t size) {
+  // Both pages are looked at before the first byte: a frame is pushed whole or not at all.
+  for (const std::uint64_t at : {gva.value, gva.value + size - 1}) {
+    if (const auto probe = walk(vcpu, Gva{at}, x86::AccessKind::Write); !probe) return probe.error().exception;
+  }
+  return each_page(vcpu, gva, size, x86::AccessKind::Write, [&](Gpa gpa, std::size_t done, std::size_t part) {
+    (void)ram_.write(gpa, static_cast<const std::byte*>(data) + done, part);
+  });
+}
+
+std::size_t Mmu::read_code(Vcpu& vcpu, void* out, std::size_t size) {
+  std::size_t have = 0;
+  (void)each_page(vcpu, Gva{vcpu.regs.rip}, size, x86::AccessKind::Execute,
+                  [&](Gpa gpa, std::size_t done, std::size_t part) {
+                    if (ram_.read(gpa, static_cast<std::byte*>(out) + done, part)) have = done + part;
+                  });
+  return have;
+}
+
+std::optional<Gpa> Mmu::locate(const Vcpu& vcpu, Gva gva) const {
+  const auto read = [this](Gpa gpa, void* out, std::size_t bytes) { return ram_.read(gpa, out, bytes); };
+  const auto translation = x86::translate(x86::paging_state(vcpu.regs, vcpu.sregs), gva, read, cpu_);
+  if (!translation) return std::nullopt;
+  return translation->gpa;
+}
+
+void Mmu::set_rights(Gfn first, std::uint64_t pages, x86::PageRights rights) {
+  std::fill_n(rights_.begin() + static_cast<std::ptrdiff_t>(first.value), pages, rights);
+}
+
+void Mmu::allow_everything() { std::fill(rights_.begin(), rights_.end(), x86::kRightsAll); }
+
+}  // namespace kvmid::emulated

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#pragma once
+
+/// Guest virtual memory: walks the guest's page tables and fills the engines' software TLBs.
+///
+/// Purpose:  rights of a mapping = what the page tables give this vCPU AND what KVMI leaves of the page.
+/// Errors:   an access that the guest may not make is an x86::Exception for it.
+/// Threads:  none of its own.
+/// Lifetime: `ram` outlives it.
+/// Leaves out: user mode (guests run in ring 0), and KVMI rights for the processor's own accesses to tables and frames.
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <variant>
+#include <vector>
+
+#include "arch/x86/exceptions.h"
+#include "arch/x86/page_access.h"
+#include "arch/x86/page_walk.h"
+#include "arch/x86/registers.h"
+#include "hypervisor/emulated/ram.h"
+#include "hypervisor/emulated/vcpu.h"
+#include "protocol/ids.h"
+#include "protocol/result.h"
+
+namespace kvmid::emulated {
+
+/// The page is mapped now: execute the instruction again.
+struct Mapped {};
+/// KVMI rights forbid the access, the guest's own page tables do not.
+struct Restricted {
+  Gpa gpa;
+  x86::PageRights access = 0;
+};
+/// The page tables point at what is no RAM.
+struct NoRam {
+  Gpa gpa;
+};
+using Resolution = std::variant<Mapped, Restricted, NoRam, x86::Exception>;
+
+class Mmu {
+ public:
+  Mmu(GuestRam& ram, const x86::CpuFeatures& cpu);
+
+  /// Answers a MemoryFault of the engine.
+  Resolution resolve(Vcpu& vcpu, Gva gva, x86::AccessKind access);
+
+  /// The guest's bytes at a virtual address, as the processor's own (implicit supervisor) access.
+  [[nodiscard]] std::optional<x86::Exception> read(Vcpu& vcpu, Gva gva, void* out, std::size_t size);
+  [[nodiscard]] std::optional<x86::Exception> write(Vcpu& vcpu, Gva gva, const void* data, std::size_t size);
+  /// Bytes of code at RIP: as many as can be read, at most `size`.
+  std::size_t read_code(Vcpu& vcpu, void* out, std::size_t size);
+  /// Where a virtual address is now, rights not asked.
+  [[nodiscard]] std::optional<Gpa> locate(const Vcpu& vcpu, Gva gva) const;
+
+  [[nodiscard]] bool is_ram(Gfn first, std::uint64_t pages) const {
+    return pages <= rights_.size() && first.value <= rights_.size() - pages;
+  }
+  [[nodiscard]] x86::PageRights rights(Gfn gfn) const { return rights_[gfn.value]; }
+  void set_rights(Gfn first, std::uint64_t pages, x86::PageRights rights);
+  void allow_everything();
+
+  [[nodiscard]] GuestRam& ram() { return ram_; }
+  [[nodiscard]] const x86::CpuFeatures& cpu() const { return cpu_; }
+
+ private:
+  Result<x86::Translation, x86::WalkFault> walk(const Vcpu& vcpu, Gva gva, x86::AccessKind access) const;
+  template <class Copy>
+  std::optional<x86::Exception> each_page(Vcpu& vcpu, Gva gva, std::size_t size, x86::AccessKind access, Copy copy);
+  void set_table_bits(const x86::Translation& translation);
+
+  GuestRam& ram_;
+  x86::CpuFeatures cpu_;
+  std::vector<x86::PageRights> rights_;  ///< [gfn]
+};
+
+}  // namespace kvmid::emulated

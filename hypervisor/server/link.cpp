@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "hypervisor/server/link.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <cstring>
+
+#include "hypervisor/server/log.h"
+#include "protocol/handshake.h"
+
+namespace kvmid::hypervisor {
+
+namespace {
+
+std::string errno_text(const char* what) { return std::string(what) + ": " + std::strerror(errno); }
+bool would_block() { return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR; }
+
+}  // namespace
+
+Link::Link(GuestBackend& backend, std::optional<Address> address) : backend_(backend), address_(std::move(address)) {
+  if (address_) next_dial_ = Clock::time_point::min();
+}
+
+Link::~Link() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
+Link::Wait Link::wait() const {
+  switch (state_) {
+    case State::Idle: return {-1, 0, next_dial_};
+    case State::Connecting: return {fd_, POLLOUT, greeting_ends_};
+    case State::Greeting: return {fd_, POLLIN, greeting_ends_};
+    case State::Serving: {
+      const int in = session_->wants_input() ? POLLIN : 0;
+      const int out = session_->outbox().empty() ? 0 : POLLOUT;
+      return {fd_, static_cast<short>(in | out), std::nullopt};
+    }
+  }
+  return {};
+}
+
+void Link::handle(short revents, Clock::time_point now) {
+  switch (state_) {
+    case State::Idle:
+      if (next_dial_ && now >= *next_dial_) dial_now(now);
+      return;
+    case State::Connecting: {
+      if (revents == 0) {
+        if (now >= greeting_ends_) lose("connect: timed out", now);
+        return;
+      }
+      int error = 0;
+      socklen_t size = sizeof error;
+      ::getsockopt(fd_, SOL_SOCKET, SO_ERROR, &error, &size);
+      if (error != 0) return lose(std::string("connect: ") + std::strerror(error), now);
+      return begin_greeting(now);
+    }
+    case State::Greeting:
+      if (revents != 0) return read_answer(now);
+      if (now >= greeting_ends_) lose("kvmid did not answer the handshake", now);
+      return;
+    case State::Serving:
+      if ((revents & POLLOUT) != 0) flush(now);
+      if (state_ == State::Serving && (revents & (POLLIN | POLLHUP | POLLERR)) != 0) read_frames(now);
+      return;
+  }
+}
+
+void Link::dial_now(Clock::time_point now) {
+  next_dial_.reset();
+  const auto fd = dial(*address_);
+  if (!fd) return lose(fd.error().text, now);
+  fd_ = *fd;
+  state_ = State::Connecting;
+  greeting_ends_ = now + kGreetingTime;
+}
+
+void Link::adopt(int fd, Clock::time_point now) {
+  ::fcntl(fd, F_SETFL, ::fcntl(fd, F_GETFL) | O_NONBLOCK);
+  fd_ = fd;
+  begin_greeting(now);
+}
+
+void Link::begin_greeting(Clock::time_point now) {
+  state_ = State::Greeting;
+  greeting_ends_ = now + kGreetingTime;
+  greeting_in_.clear();
+  if (!send_hello()) lose(errno_text("sending the handshake"), now);
+}
+
+bool Link::send_hello() {
+  const auto& facts = backend_.facts();
+  sockaddr_storage own{};
+  socklen_t own_size = sizeof own;
+  const bool is_unix =
+      ::getsockname(fd_, reinterpret_cast<sockaddr*>(&own), &own_size) == 0 && own.ss_family == AF_UNIX;
+  const bool share = is_unix && facts.ram_fd >= 0;
+
+  HypervisorHello hello;
+  hello.uuid = facts.uuid;
+  hello.start_time = facts.start_time;
+  hello.name = facts.name;
+  hello.max_gpa = facts.max_gpa;
+  hello.kvmi2 = true;
+  if (share) hello.flags |= KVMI_HANDSHAKE_RAM_SHARED;
+  if (facts.write_in_mapping) hello.flags |= KVMI_HANDSHAKE_WRITE_IN_MAPPING;
+  hello.ram_bytes = share ? facts.ram_bytes : 0;
+  ByteBuffer bytes;
+  encode(hello, bytes);
+
+  iovec part{bytes.data(), bytes.size()};
+  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control{};
+  msghdr message{};
+  message.msg_iov = &part;
+  message.msg_iovlen = 1;
+  if (share) {
+    message.msg_control = control.data();
+    message.msg_controllen = control.size();
+    cmsghdr* head = CMSG_FIRSTHDR(&message);
+    head->cmsg_level = SOL_SOCKET;
+    head->cmsg_type = SCM_RIGHTS;
+    head->cmsg_len = CMSG_LEN(sizeof(int));
+    std::memcpy(CMSG_DATA(head), &facts.ram_fd, sizeof(int));
+  }
+  // A fresh socket takes so few bytes whole; if it does not, the peer is not one we can talk to.
+  return ::sendmsg(fd_, &message, MSG_NOSIGNAL) == static_cast<ssize_t>(bytes.size());
+}
+
+void Link::read_answer(Clock::time_point now) {
+  // Only what the answer still lacks is read: the frames behind it are the session's.
+  for (;;) {
+    const auto size = first_struct_size(greeting_in_);
+    if (!size) return lose("handshake answer: " + describe(size.error()), now);
+    const std::size_t need = *size ? **size : sizeof(std::uint32_t);
+    if (*size && greeting_in_.size() >= need) break;
+    const std::size_t have = greeting_in_.size();
+    greeting_in_.resize(need);
+    const ssize_t n = ::recv(fd_, greeting_in_.data() + have, need - have, 0);
+    greeting_in_.resize(have + (n > 0 ? static_cast<std::size_t>(n) : 0));
+    if (n == 0) return lose("kvmid closed the connection during the handshake", now);
+    if (n < 0) {
+      if (would_block()) return;
+      return lose(errno_text("handshake answer"), now);
+    }
+  }
+  const auto answer = parse_hypervisor_answer(greeting_in_);
+  if (!answer) return lose("handshake answer: " + describe(answer.error()), now);
+  if (!answer->kvmi2) return lose("the peer does not speak KVMI 2: its handshake answer lacks that part", now);
+  if (answer->status != ErrorCode::None) {
+    return lose("kvmid refused the guest: " + std::string(name_of(answer->status)) + ": " + answer->text, now);
+  }
+  session_ = std::make_unique<Session>(backend_);
+  state_ = State::Serving;
+  ++connections_;
+  backoff_.reset();
+  logged_error_.clear();
+  log("connected", {{"guest", backend_.facts().name},
+                    {"uuid", to_string(backend_.facts().uuid)},
+                    {"socket", address_ ? to_string(*address_) : "given"}});
+}
+
+void Link::read_frames(Clock::time_point now) {
+  const auto space = session_->writable();
+  const ssize_t n = ::recv(fd_, space.data(), space.size(), 0);
+  if (n == 0) return lose("kvmid closed the connection", now);
+  if (n < 0) {
+    if (would_block()) return;
+    return lose(errno_text("receive"), now);
+  }
+  if (const auto error = session_->received(static_cast<std::size_t>(n))) return lose("bad message: " + *error, now);
+  flush(now);
+}
+
+void Link::flush(Clock::time_point now) {
+  for (;;) {
+    while (!session_->outbox().empty()) {
+      const auto bytes = session_->outbox();
+      const ssize_t n = ::send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL);
+      if (n < 0) {
+        if (!would_block()) return lose(errno_text("send"), now);
+        if (session_->outbox().size() > kOutboxMax) lose("kvmid does not read what is sent to it", now);
+        return;
+      }
+      session_->sent(static_cast<std::size_t>(n));
+    }
+    // Commands that were left while the outbox was full.
+    if (const auto error = session_->resume()) return lose("bad message: " + *error, now);
+    if (session_->outbox().empty()) return;
+  }
+}
+
+void Link::raise(const Event& event) {
+  if (state_ != State::Serving) {  // nobody watches: the guest goes on
+    EventReply reply;
+    reply.vcpu = event.vcpu;
+    reply.event = event.kind();
+    backend_.answer(reply);
+    return;
+  }
+  session_->raise(event);
+  flush(Clock::now());
+}
+
+void Link::lose(const std::string& reason, Clock::time_point now) {
+  last_error_ = reason;
+  const bool served = state_ == State::Serving;
+  if (fd_ >= 0) ::close(fd_);
+  fd_ = -1;
+  state_ = State::Idle;
+  session_.reset();
+  if (served) backend_.unhook();
+  if (address_) next_dial_ = now + backoff_.next();
+  if (reason == logged_error_) return;
+  logged_error_ = reason;
+  log(served ? "connection lost, the guest runs on unhooked" : "no connection, the guest runs unhooked",
+      {{"guest", backend_.facts().name}, {"reason", reason}});
+}
+
+void Link::stop(const std::string& reason) {
+  address_.reset();
+  next_dial_.reset();
+  if (state_ != State::Idle) {
+    lose(reason, Clock::now());
+    next_dial_.reset();
+  }
+}
+
+}  // namespace kvmid::hypervisor

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "hypervisor/server/session.h"
+
+#include <cstdlib>
+#include <utility>
+
+#include "hypervisor/server/commands.h"
+
+namespace kvmid::hypervisor {
+
+Session::Session(GuestBackend& backend) : backend_(backend), open_events_(backend.facts().vcpu_count) {}
+
+std::optional<std::string> Session::received(std::size_t n) {
+  parser_.commit(n);
+  return resume();
+}
+
+std::optional<std::string> Session::resume() {
+  while (wants_input()) {
+    const auto frame = parser_.next();
+    if (!frame) {
+      return "a header announces " + std::to_string(frame.error().size) + " bytes, more than a message may have (id " +
+             std::to_string(frame.error().id) + ")";
+    }
+    if (*frame == nullptr) return std::nullopt;
+    if (auto error = serve(**frame)) return error;
+  }
+  return std::nullopt;
+}
+
+void Session::sent(std::size_t n) {
+  sent_ += n;
+  if (sent_ == outbox_.size()) {
+    outbox_.clear();
+    sent_ = 0;
+  } else if (sent_ > kOutboxHigh) {
+    outbox_.erase(outbox_.begin(), outbox_.begin() + static_cast<std::ptrdiff_t>(sent_));
+    sent_ = 0;
+  }
+}
+
+std::optional<std::string> Session::serve(const Frame& frame) {
+  const auto message = dialect_.decode_downward(frame);
+  if (!message) return describe(message.error());
+  return std::visit(Overloaded{
+                        [&](const Command& command) -> std::optional<std::string> {
+                          serve_command(command, frame.seq);
+                          return std::nullopt;
+                        },
+                        [&](const EventReply& reply) { return serve_reply(reply, frame.seq); },
+                        [&](const UnknownMessage& unknown) -> std::optional<std::string> {
+                          CommandReply reply;
+                          reply.id = unknown.id;
+                          reply.error = ErrorCode::NotServed;
+                          reply.text = "no such message";
+                          dialect_.encode(reply, frame.seq, outbox_);
+                          return std::nullopt;
+                        },
+                    },
+                    *message);
+}
+
+void Session::serve_command(const Command& command, Seq seq) {
+  CommandServer server(backend_);
+  CommandReply reply = server.serve(command);
+  dialect_.encode(reply, seq, outbox_);
+}
+
+std::optional<std::string> Session::serve_reply(const EventReply& reply, Seq seq) {
+  const auto bad = [&](const std::string& why) {
+    return "event reply seq=" + std::to_string(seq.value) + " vcpu=" + std::to_string(reply.vcpu.value) + ": " + why;
+  };
+  if (reply.vcpu.value >= open_events_.size()) return bad("no such vCPU");
+  auto& open = open_events_[reply.vcpu.value];
+  if (!open) return bad("this vCPU waits for no reply");
+  if (open->seq != seq) return bad("the open event has seq=" + std::to_string(open->seq.value));
+  if (open->kind != reply.event) return bad("the open event is " + std::string(name_of(open->kind)));
+  if (!open->actions.has(reply.action)) {
+    return bad("action " + std::string(name_of(reply.action)) + " is not offered by this event");
+  }
+  if (reply.trap_access || reply.step_over) return bad("TRAP_ACCESS and STEP_OVER are not offered by this hypervisor");
+  open.reset();
+  backend_.answer(reply);
+  return std::nullopt;
+}
+
+void Session::raise(const Event& event) {
+  auto& open = open_events_[event.vcpu.value];
+  if (open) std::abort();  // a stopped vCPU cannot stop again
+  const Seq seq{next_seq_++};
+  open = OpenEvent{seq, event.kind(), event.actions};
+  dialect_.encode(event, seq, outbox_);
+}
+
+}  // namespace kvmid::hypervisor

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#pragma once
+
+/// The KVMI 2 server side of one connection, without its socket: frames in, frames out.
+///
+/// Purpose:  what every hypervisor process must do alike: decode, check, keep sequence numbers, match replies to events.
+/// Shapes:   writable()/received() take bytes, outbox() has what is to be sent; raise() is called by the backend.
+/// Errors:   a well-formed command that cannot be done is answered with an error and a sentence. Anything malformed, or a
+///           reply to nothing, is a broken peer: received() gives the reason and the connection is to be closed.
+/// Bounds:   one event per vCPU is open at a time; wants_input() is false while more than kOutboxHigh bytes wait, so
+///           commands are taken no faster than their replies are read.
+/// Threads:  none of its own.
+/// Lifetime: `backend` outlives the session. Whoever drops a session calls backend.unhook().
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "hypervisor/server/guest_backend.h"
+#include "protocol/dialect_kvmi2.h"
+#include "protocol/frame_parser.h"
+
+namespace kvmid::hypervisor {
+
+/// The commands that this server serves (KVMI_COMMAND_BIT), with any backend.
+inline constexpr std::uint64_t kServedCommands =
+    KVMI_COMMAND_BIT(KVMI_MSG_GET_VERSION) | KVMI_COMMAND_BIT(KVMI_MSG_GET_GUEST_INFO) |
+    KVMI_COMMAND_BIT(KVMI_MSG_PAUSE_VCPU) | KVMI_COMMAND_BIT(KVMI_MSG_GET_REGISTERS) |
+    KVMI_COMMAND_BIT(KVMI_MSG_SET_REGISTERS) | KVMI_COMMAND_BIT(KVMI_MSG_GET_PAGE_ACCESS) |
+    KVMI_COMMAND_BIT(KVMI_MSG_SET_PAGE_ACCESS) | KVMI_COMMAND_BIT(KVMI_MSG_INJECT_EXCEPTION) |
+    KVMI_COMMAND_BIT(KVMI_MSG_READ_PHYSICAL) | KVMI_COMMAND_BIT(KVMI_MSG_WRITE_PHYSICAL) |
+    KVMI_COMMAND_BIT(KVMI_MSG_CONTROL_EVENTS) | KVMI_COMMAND_BIT(KVMI_MSG_CONTROL_CR) |
+    KVMI_COMMAND_BIT(KVMI_MSG_CONTROL_MSR);
+
+class Session final : public EventSink {
+ public:
+  static constexpr std::size_t kOutboxHigh = 256 * 1024;
+
+  explicit Session(GuestBackend& backend);
+
+  /// Space for received bytes; never empty.
+  [[nodiscard]] std::span<std::byte> writable() { return parser_.writable(); }
+  /// `n` bytes of writable() were filled; serves what they complete. A text: close the connection, this is why.
+  [[nodiscard]] std::optional<std::string> received(std::size_t n);
+  /// Serves frames that were left because the outbox was full. Call it when the outbox has drained.
+  [[nodiscard]] std::optional<std::string> resume();
+
+  void raise(const Event& event) override;
+
+  /// Bytes to send; take them from the front with sent().
+  [[nodiscard]] Bytes outbox() const { return Bytes(outbox_).subspan(sent_); }
+  void sent(std::size_t n);
+  [[nodiscard]] bool wants_input() const { return outbox_.size() - sent_ < kOutboxHigh; }
+
+ private:
+  struct OpenEvent {
+    Seq seq;
+    EventKind kind{};
+    ActionSet actions;
+  };
+
+  std::optional<std::string> serve(const Frame& frame);
+  void serve_command(const Command& command, Seq seq);
+  std::optional<std::string> serve_reply(const EventReply& reply, Seq seq);
+
+  GuestBackend& backend_;
+  DialectKvmi2 dialect_;
+  FrameParser parser_;
+  ByteBuffer outbox_;
+  std::size_t sent_ = 0;
+  std::uint32_t next_seq_ = 1;
+  std::vector<std::optional<OpenEvent>> open_events_;  ///< [vCPU]
+};
+
+}  // namespace kvmid::hypervisor
