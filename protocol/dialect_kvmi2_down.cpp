@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //
-// KVMI 2 towards the hypervisor: commands and event replies. The rules are those of kvmi.h; PROTOCOL.md has them as text.
+// KVMI 2 towards the hypervisor: commands and event replies.
+// The rules are those of kvmi.h; PROTOCOL.md has them as text.
 
 #include "protocol/dialect_kvmi2.h"
 #include "protocol/payload_io.h"

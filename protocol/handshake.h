@@ -7,7 +7,8 @@
 /// Shapes:   feed all bytes received so far; the parsers say how many they need, then give the value.
 /// Errors:   HandshakeError names what is wrong; the connection is to be closed.
 /// Threads:  none.
-/// Source:   protocol/PROTOCOL.md, "Connecting"; QEMU's struct: layouts of the KVM-VMI branches v6 (96 bytes) to v12 (104).
+/// Source:   protocol/PROTOCOL.md, "Connecting"; QEMU's struct: the KVM-VMI branches v6
+///           (96 bytes) to v12 (104).
 
 #include <cstdint>
 #include <optional>

@@ -8,7 +8,8 @@
  *
  * Byte order: host native; KVMI stays on one host. Every struct is naturally aligned with its padding spelled
  * out; padding is 0 when sent, and a receiver that finds something else answers KVMI_EINVAL.
- * A message is a struct kvmi_msg_hdr and `size` bytes after it. Tails (arrays of bytes or structs) follow the fixed part.
+ * A message is a struct kvmi_msg_hdr and `size` bytes after it. Tails (arrays of bytes or structs) follow the fixed
+ * part.
  * The file can be used from C and from C++.
  */
 

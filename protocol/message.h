@@ -371,7 +371,8 @@ struct AccessData {
 
 /// In the order of EventKind: index() of the variant is the kind.
 using EventData = std::variant<UnhookData, CrData, MsrData, XsetbvData, BreakpointData, HypercallData, PageFaultData,
-                               TrapData, DescriptorData, CreateVcpuData, PauseData, SinglestepData, CpuidData, AccessData>;
+                               TrapData, DescriptorData, CreateVcpuData, PauseData, SinglestepData, CpuidData,
+                               AccessData>;
 static_assert(std::variant_size_v<EventData> == kEventCount);
 
 /// A stopped vCPU's notice. Fixed size: it can be kept and copied without allocation.

@@ -38,7 +38,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
       std::memcpy(&header, data + given, sizeof header);
       const Frame& f = **frame;
       if (f.id != header.id || f.seq.value != header.seq || f.payload.size() != header.size) std::abort();
-      if (header.size != 0 && std::memcmp(f.payload.data(), data + given + sizeof header, header.size) != 0) std::abort();
+      const auto* payload = data + given + sizeof header;
+      if (header.size != 0 && std::memcmp(f.payload.data(), payload, header.size) != 0) std::abort();
       given += sizeof header + header.size;
     }
     if (parser.pending() != fed - given) std::abort();

@@ -36,7 +36,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const auto first = first_struct_size(bytes);
   if (!first || !first->has_value() || **first > size) return 0;
   const Bytes whole = bytes.first(**first);
-  check<AgentHello>(whole, parse_agent_hello, [](Bytes b, const AgentHello&) { return b.size() == sizeof(kvmi_hello); });
+  check<AgentHello>(whole, parse_agent_hello,
+                    [](Bytes b, const AgentHello&) { return b.size() == sizeof(kvmi_hello); });
   check<kvmi_welcome>(whole, parse_welcome, [](Bytes b, const kvmi_welcome& w) {
     return b.size() == sizeof(kvmi_welcome) && w.version == KVMI_VERSION;
   });

@@ -7,7 +7,8 @@ import pathlib
 import sys
 
 VECTORS = pathlib.Path(__file__).resolve().parent.parent / "vectors" / "kvmi2.json"
-TARGETS = {"down": ["fuzz_dialect_kvmi2_down", "fuzz_frame_parser"], "up": ["fuzz_dialect_kvmi2_up", "fuzz_frame_parser"]}
+TARGETS = {"down": ["fuzz_dialect_kvmi2_down", "fuzz_frame_parser"],
+           "up": ["fuzz_dialect_kvmi2_up", "fuzz_frame_parser"]}
 
 
 def main():

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Writes kvmi2.json: the bytes of every message of KVMI 2, and what they mean.
 
-Made from the text of protocol/kvmi.h and protocol/PROTOCOL.md with Python's struct module, so that it shares no code and no
-mistake with the C++ codec. Little-endian (KVMI is host native; these are the bytes on x86).
+Made from the text of protocol/kvmi.h and protocol/PROTOCOL.md with Python's struct module, so that it shares no code
+and no mistake with the C++ codec. Little-endian (KVMI is host native; these are the bytes on x86).
 
 Each entry:
   what       the message and the case, for people
@@ -38,7 +38,8 @@ EVENTS = ["unhook", "cr", "msr", "xsetbv", "breakpoint", "hypercall", "page_faul
           "pause", "singlestep", "cpuid", "access"]
 ACTIONS = {"allow": 0, "retry": 1, "skip": 2, "crash": 3}
 NOTICES = {"expired": 1, "reply_refused": 2, "demoted": 3, "outcome": 4, "revoked": 5, "frame_refused": 6}
-OFF_REASONS = ["shutdown", "suspend", "migration", "snapshot", "link_lost", "protocol_error", "daemon_stopping", "reset"]
+OFF_REASONS = ["shutdown", "suspend", "migration", "snapshot", "link_lost", "protocol_error",
+               "daemon_stopping", "reset"]
 ERRORS = {"EPERM": 1, "ENOENT": 2, "E2BIG": 7, "EAGAIN": 11, "ENOMEM": 12, "EFAULT": 14, "EBUSY": 16, "ENODEV": 19,
           "EINVAL": 22, "EOPNOTSUPP": 95, "ETIMEDOUT": 110, "ESTALE": 116, "ENOSYS": 1000}
 UUID = bytes.fromhex("6a1f7e36c0de4b1d8a55001122334455")
@@ -143,7 +144,8 @@ def down():
             .put("u64", 0x1000, "u32", 1, "u8", 5).pad(3).put("u64", 0x200000, "u32", 512, "u8", 0).pad(3),
             {"space": 0, "entries": [[0x1000, 1, 5], [0x200000, 512, 0]]})
     command("INJECT_EXCEPTION", Payload().put("u16", 1, "u8", 14, "u8", 1, "u32", 6, "u64", 0x7FFDEADBE000),
-            {"vcpu": 1, "vector": 14, "has_error_code": True, "error_code": 6, "address": 0x7FFDEADBE000}, ", page fault")
+            {"vcpu": 1, "vector": 14, "has_error_code": True, "error_code": 6, "address": 0x7FFDEADBE000},
+            ", page fault")
     command("INJECT_EXCEPTION", Payload().put("u16", 0, "u8", 3, "u8", 0, "u32", 0, "u64", 0),
             {"vcpu": 0, "vector": 3, "has_error_code": False, "error_code": 0, "address": 0}, ", breakpoint")
     command("READ_PHYSICAL",
@@ -245,7 +247,8 @@ def replies():
         success("GET_REGISTERS", payload, fields, f", {len(msrs)} MSRs")
     success("SET_REGISTERS")
     success("SHUTDOWN_GUEST")
-    success("GET_CPUID", Payload().put("u32", 0x1F, "u32", 0x340, "u32", 0x988, "u32", 7), {"regs": [0x1F, 0x340, 0x988, 7]})
+    success("GET_CPUID", Payload().put("u32", 0x1F, "u32", 0x340, "u32", 0x988, "u32", 7),
+            {"regs": [0x1F, 0x340, 0x988, 7]})
     success("GET_PAGE_ACCESS",
             Payload().put("u32", 2).pad(4).put("u64", 0x7000, "u32", 1, "u8", 7).pad(3)
             .put("u64", 0x8000, "u32", 15, "u8", 4).pad(3), {"entries": [[0x7000, 1, 7], [0x8000, 15, 4]]})
@@ -276,7 +279,8 @@ def replies():
         text = f"{name}: not today, größe {i}".encode()
         add(f"{name} error reply {error}", "up", name,
             Payload().put("s32", -ERRORS[error], "u32", len(text)).raw(text), {"error": error, "text": text.decode()})
-    add("error reply without text", "up", "GET_CPUID", Payload().put("s32", -2, "u32", 0), {"error": "ENOENT", "text": ""})
+    add("error reply without text", "up", "GET_CPUID", Payload().put("s32", -2, "u32", 0),
+        {"error": "ENOENT", "text": ""})
     for text in (b"", b"changed since"):
         add("WRITE_PHYSICAL stale, with the current cookie", "up", "WRITE_PHYSICAL",
             Payload().put("s32", -116, "u32", len(text)).put("u64", 0x9001).raw(text),
@@ -285,8 +289,8 @@ def replies():
 
 def events():
     def event(kind, specific=None, fields=None, what="", vcpu=1, actions=0xF, decide=True):
-        payload = Payload().put("u16", vcpu, "u8", EVENTS.index(kind), "u8", 8, "u8", actions, "u8", int(decide), "u8", 0)
-        payload.pad(1).put("u32", 100000 if decide else 0).pad(4).put("u64", 0xC00C1E)
+        payload = Payload().put("u16", vcpu, "u8", EVENTS.index(kind), "u8", 8, "u8", actions, "u8", int(decide))
+        payload.put("u8", 0).pad(1).put("u32", 100000 if decide else 0).pad(4).put("u64", 0xC00C1E)
         common = {"vcpu": vcpu, "event": kind, "mode": 8, "actions": actions, "decide": decide, "space": 0,
                   "deadline_us": 100000 if decide else 0, "cookie": 0xC00C1E,
                   "regs": regs(payload), "sregs": sregs(payload)}
@@ -324,7 +328,8 @@ def events():
     event("pause")
     event("singlestep", Payload().put("u8", 1).pad(7), {"failed": True})
     event("cpuid", Payload().put("u32", 0x80000001, "u32", 2), {"function": 0x80000001, "index": 2})
-    payload = Payload().put("u64", 0x7F00, "u64", 0x1F00, "u8", 1, "u8", 8, "u16", 2).pad(4).raw(b"\x01\x02\x03\x04\x05\x06\x07\x08")
+    payload = Payload().put("u64", 0x7F00, "u64", 0x1F00, "u8", 1, "u8", 8, "u16", 2).pad(4)
+    payload.raw(b"\x01\x02\x03\x04\x05\x06\x07\x08")
     event("access", payload.pad(56), {"gva": 0x7F00, "gpa": 0x1F00, "access": 1, "size": 8, "index": 2,
                                       "data": "0102030405060708".ljust(128, "0")})
 
@@ -349,7 +354,8 @@ def notices():
 
 def connecting():
     def hello(flags, uuid, name, what):
-        add(what, "hello", "hello", Payload().put("u32", 96, "u32", MAGIC, "u32", 2, "u32", flags).raw(uuid).name(name, 64),
+        add(what, "hello", "hello", Payload().put("u32", 96, "u32", MAGIC, "u32", 2, "u32", flags).raw(uuid)
+            .name(name, 64),
             {"uuid": uuid.hex(), "name": name, "flags": flags})
 
     hello(1, UUID, "guard", "hello to a guest")
@@ -363,8 +369,8 @@ def connecting():
         payload.put("u64", 0x3F83BF9DE, "u64", 0x3FFF, "u16", 4, "u8", 1, "u8", 1).pad(4)
         payload.raw(UUID).name("web1", 64).name(text, 128)
         add(what, "welcome", "welcome", payload,
-            {"status": status, "numbers": numbers, "commands": 0x3F83BF9DE, "events": 0x3FFF, "vcpu_count": 4, "role": 1,
-             "default_action": 1, "uuid": UUID.hex(), "guest_name": "web1", "text": text})
+            {"status": status, "numbers": numbers, "commands": 0x3F83BF9DE, "events": 0x3FFF, "vcpu_count": 4,
+             "role": 1, "default_action": 1, "uuid": UUID.hex(), "guest_name": "web1", "text": text})
 
     welcome("OK", "", "welcome")
     welcome("EPERM", "policy: agents of uid 1001 may not attach", "welcome that refuses")

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * kvmi.h is C too. The build compiles this file as C11 with -Wpadded as an error, and a test calls it to see that C and C++
- * agree on sizes.
+ * kvmi.h is C too. The build compiles this file as C11 with -Wpadded as an error, and a test calls it to see that C
+ * and C++ agree on sizes.
  */
 #include "protocol/kvmi.h"
 

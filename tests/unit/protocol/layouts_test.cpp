@@ -58,8 +58,8 @@ TEST_CASE("the registers have the kernel's C layout", "[layouts]") {
                  {FIELD(kvmi_x86_dtable, base), FIELD(kvmi_x86_dtable, limit), FIELD(kvmi_x86_dtable, padding)});
 #define Q(name) FIELD(kvmi_x86_sregs, name)
   require_layout(kvm.at("kvm_sregs"), sizeof(kvmi_x86_sregs),
-                 {Q(cs), Q(ds), Q(es), Q(fs), Q(gs), Q(ss), Q(tr), Q(ldt), Q(gdt), Q(idt), Q(cr0), Q(cr2), Q(cr3), Q(cr4),
-                  Q(cr8), Q(efer), Q(apic_base), Q(interrupt_bitmap)});
+                 {Q(cs), Q(ds), Q(es), Q(fs), Q(gs), Q(ss), Q(tr), Q(ldt), Q(gdt), Q(idt), Q(cr0), Q(cr2), Q(cr3),
+                  Q(cr4), Q(cr8), Q(efer), Q(apic_base), Q(interrupt_bitmap)});
 }
 
 TEST_CASE("the handshake is QEMU's", "[layouts]") {

@@ -276,6 +276,7 @@ TEST_CASE("interrupts may have vectors over 31", "[rules]") {
 TEST_CASE("an error says what was wrong, and where", "[rules]") {
   REQUIRE(describe(DecodeError{Errc::Truncated, KVMI_MSG_WRITE_PHYSICAL, 16}) ==
           "WRITE_PHYSICAL: payload too short at byte 16");
-  REQUIRE(describe(DecodeError{Errc::UnknownAction, KVMI_MSG_EVENT_REPLY, 3}) == "EVENT_REPLY: unknown action at byte 3");
+  REQUIRE(describe(DecodeError{Errc::UnknownAction, KVMI_MSG_EVENT_REPLY, 3}) ==
+          "EVENT_REPLY: unknown action at byte 3");
   REQUIRE(describe(DecodeError{Errc::TooLong, 999, 0}) == "message 999: payload too long at byte 0");
 }

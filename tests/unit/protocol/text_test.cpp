@@ -7,7 +7,8 @@
 using namespace kvmid;
 
 TEST_CASE("well-formed UTF-8 is taken whole", "[text]") {
-  for (const std::string text : {"", "plain", "größe", "\xe2\x82\xac", "\xf0\x9f\x98\x80", "\xf4\x8f\xbf\xbf", "\xed\x9f\xbf"}) {
+  for (const std::string text :
+       {"", "plain", "größe", "\xe2\x82\xac", "\xf0\x9f\x98\x80", "\xf4\x8f\xbf\xbf", "\xed\x9f\xbf"}) {
     CAPTURE(text);
     REQUIRE(valid_utf8_prefix(text) == text.size());
   }

@@ -306,7 +306,8 @@ TEST_CASE("padding in structs that open a connection must be zero", "[vectors][h
       CAPTURE(offset);
       auto changed = vector.bytes;
       changed.at(offset) = std::byte{1};
-      const bool refused = entry.at("direction") == "welcome" ? !parse_welcome(changed) : !parse_hypervisor_hello(changed);
+      const bool welcome = entry.at("direction") == "welcome";
+      const bool refused = welcome ? !parse_welcome(changed) : !parse_hypervisor_hello(changed);
       REQUIRE(refused);
     }
   }
