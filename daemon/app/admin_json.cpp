@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "daemon/app/admin_json.h"
+
+#include "protocol/handshake.h"
+#include "protocol/message.h"
+
+namespace kvmid::app {
+namespace {
+
+using Json = nlohmann::ordered_json;
+constexpr int kSchema = 1;
+
+template <class T>
+Json or_null(const std::optional<T>& value) {
+  return value ? Json(*value) : Json(nullptr);
+}
+
+void add_peer(Json& out, const core::Peer& peer) {
+  out["pid"] = or_null(peer.pid);
+  out["uid"] = or_null(peer.uid);
+  out["gid"] = peer.gids.empty() ? Json(nullptr) : Json(peer.gids.front());
+  if (peer.cid) out["cid"] = *peer.cid;
+}
+
+Json event_names(EventSet events) {
+  Json out = Json::array();
+  for (unsigned i = 0; i < kEventCount; ++i) {
+    const auto kind = static_cast<EventKind>(i);
+    if (events.has(kind)) out.push_back(name_of(kind));
+  }
+  return out;
+}
+
+Json command_names(CommandSet commands) {
+  Json out = Json::array();
+  for (unsigned i = 0; i < 64; ++i) {
+    const auto id = static_cast<CommandId>(i);
+    if (commands.has(id)) out.push_back(name_of(id));
+  }
+  return out;
+}
+
+Json counts(const std::vector<io::NamedCount>& counters) {
+  Json out = Json::object();
+  for (const auto& counter : counters) out[counter.name] = counter.value;
+  return out;
+}
+
+Json guest_fields(const io::GuestSnapshot& guest) {
+  Json out;
+  out["uuid"] = to_string(guest.uuid);
+  out["name"] = guest.name;
+  out["state"] = guest.info.online ? "online" : "away";
+  out["dialect"] = guest.dialect;
+  out["vcpus"] = guest.info.facts.vcpu_count;
+  out["agents"] = guest.info.agents.size();
+  out["events"] = guest.info.counters.events;
+  out["shard"] = guest.shard;
+  Json hypervisor = Json::object();
+  add_peer(hypervisor, guest.hypervisor);
+  out["hypervisor"] = std::move(hypervisor);
+  return out;
+}
+
+Json agent_fields(const io::AgentSnapshot& agent, const io::GuestSnapshot* guest) {
+  Json out;
+  out["id"] = agent.info.id.value;
+  out["name"] = agent.info.name;
+  out["guest"] = guest != nullptr ? Json(to_string(guest->uuid)) : Json(nullptr);
+  out["guest_name"] = guest != nullptr ? Json(guest->name) : Json(nullptr);
+  add_peer(out, agent.peer);
+  out["role"] = agent.control ? "control" : name_of(agent.info.role);
+  out["priority"] = agent.info.priority;
+  out["deadline_ms"] = agent.info.deadline.count();
+  out["events"] = event_names(agent.info.events);
+  out["strikes"] = agent.info.strikes;
+  out["demoted"] = agent.info.demoted;
+  out["queued_bytes"] = agent.queued_bytes;
+  out["requests_open"] = agent.info.requests_open;
+  out["expired"] = agent.info.expired;
+  out["policy"] = agent.info.rule;
+  return out;
+}
+
+}  // namespace
+
+Json status_json(const StatusFacts& facts, const io::StatusSnapshot& status) {
+  Json out;
+  out["schema"] = kSchema;
+  out["version"] = facts.version;
+  out["pid"] = facts.pid;
+  out["uptime_s"] = facts.uptime.count();
+  out["config"] = facts.config_file.empty() ? Json(nullptr) : Json(facts.config_file);
+  out["shards"] = status.shards;
+  out["guests"] = status.guests;
+  out["agents"] = status.agents;
+  out["counters"] = counts(status.counters);
+  return out;
+}
+
+Json guests_json(std::span<const io::GuestSnapshot> guests) {
+  Json list = Json::array();
+  for (const auto& guest : guests) list.push_back(guest_fields(guest));
+  return Json{{"schema", kSchema}, {"guests", std::move(list)}};
+}
+
+Json guest_json(const io::GuestSnapshot& guest) {
+  Json out{{"schema", kSchema}};
+  out.update(guest_fields(guest));
+  out["arch"] = "x86";
+  out["max_gpa"] = guest.info.facts.max_gpa;
+  out["tsc_hz"] = guest.info.facts.tsc_hz;
+  out["commands"] = command_names(guest.info.version.commands);
+  out["events_supported"] = event_names(guest.info.version.events);
+  Json vcpus = Json::array();
+  for (std::size_t i = 0; i < guest.info.vcpus.size(); ++i) {
+    const core::VcpuInfo& vcpu = guest.info.vcpus[i];
+    Json entry{{"id", i}, {"state", vcpu.waiting ? "waiting" : "running"}};
+    if (vcpu.waiting) {
+      entry["event"] = name_of(vcpu.event);
+      entry["event_seq"] = vcpu.event_seq.value;
+      entry["age_ms"] = std::chrono::duration_cast<std::chrono::milliseconds>(guest.taken_at - vcpu.since).count();
+      Json waits_for = Json::array();
+      for (const AgentId agent : vcpu.waits_for) waits_for.push_back(agent.value);
+      entry["waits_for"] = std::move(waits_for);
+    }
+    vcpus.push_back(std::move(entry));
+  }
+  out["vcpu"] = std::move(vcpus);
+  out["counters"] = counts(io::named(guest.info.counters));
+  Json agents = Json::array();
+  for (const auto& agent : guest.info.agents) agents.push_back(agent.id.value);
+  out["agent_list"] = std::move(agents);
+  return out;
+}
+
+Json agents_json(std::span<const io::GuestSnapshot> guests, std::span<const io::AgentSnapshot> controls) {
+  Json list = Json::array();
+  for (const auto& guest : guests) {
+    for (const auto& agent : guest.agents) list.push_back(agent_fields(agent, &guest));
+  }
+  for (const auto& agent : controls) list.push_back(agent_fields(agent, nullptr));
+  return Json{{"schema", kSchema}, {"agents", std::move(list)}};
+}
+
+Json error_json(unsigned code, const std::string& message) {
+  return Json{{"error", {{"code", code}, {"message", message}}}};
+}
+
+}  // namespace kvmid::app

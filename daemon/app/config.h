@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "daemon/io/settings.h"
+#include "protocol/result.h"
+
+namespace kvmid::app {
+
+struct LogConfig {
+  std::string level = "info";       ///< a name that spdlog knows
+  std::optional<std::string> file;  ///< standard error without one
+};
+
+/// All of the configuration file, with defaults where it says nothing.
+struct Config {
+  io::Settings settings;
+  io::ListenAt admin;  ///< unix only
+  LogConfig log;
+};
+
+/// The first thing that is wrong, for people.
+struct ConfigError {
+  std::string path;  ///< JSON pointer, "/policy/0/deadline_ms"; empty: the file as a whole
+  std::string text;
+};
+/// "/policy/0/deadline_ms: must be between 1 and 60000, is \"fast\""
+std::string describe(const ConfigError& error);
+
+/// The defaults: sockets in /run/kvmid, and only root and `own_uid` may do anything.
+Config default_config(std::uint32_t own_uid, unsigned cores);
+/// Puts the three sockets into `dir`.
+void use_runtime_dir(Config& config, const std::string& dir);
+
+/// Reads JSON. Unknown and duplicate keys are errors: a misspelt limit must not be no limit.
+Result<Config, ConfigError> parse_config(std::string_view text, const Config& defaults);
+/// parse_config of a file; an unreadable file is an error without a path.
+Result<Config, ConfigError> load_config(const std::string& file, const Config& defaults);
+
+/// True where spdlog has a level of this name.
+bool is_log_level(std::string_view name);
+
+}  // namespace kvmid::app

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "daemon/app/daemon.h"
+
+#include <spdlog/logger.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/signal_set.hpp>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+
+#include "daemon/app/admin_http.h"
+#include "daemon/app/options.h"
+#include "daemon/io/broker.h"
+
+namespace kvmid::app {
+namespace {
+
+int cannot_start(io::Log& log, const std::string& text) {
+  log.critical("cannot start reason={}", io::field(text));
+  std::fprintf(stderr, "kvmid: %s\n", text.c_str());
+  return kExitFailure;
+}
+
+}  // namespace
+
+void prepare_process(io::Log& log) {
+  std::signal(SIGPIPE, SIG_IGN);
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == limit.rlim_max) return;
+  limit.rlim_cur = limit.rlim_max;
+  if (::setrlimit(RLIMIT_NOFILE, &limit) != 0) log.warn("cannot raise the limit of open files");
+}
+
+int run_daemon(const Config& config, const std::string& config_file, const char* version, io::Log& log) {
+  boost::asio::io_context front{1};
+  io::Broker broker(front, config.settings, log);
+  if (auto opened = broker.open(); !opened) return cannot_start(log, opened.error().text);
+
+  std::unique_ptr<AdminServer> admin;
+  if (!config.admin.unix_path.empty()) {
+    auto socket = io::listen_unix(config.admin.unix_path, static_cast<mode_t>(config.admin.mode), config.admin.group);
+    if (!socket) return cannot_start(log, socket.error().text);
+    admin = std::make_unique<AdminServer>(std::move(*socket), AdminFacts{version, config_file}, broker, log);
+    log.info("listening for=admin at={}", io::field(config.admin.unix_path));
+  }
+
+  boost::asio::signal_set signals(front, SIGTERM, SIGINT);
+  bool stopping = false;
+  std::function<void()> wait = [&] {
+    signals.async_wait([&](const boost::system::error_code& error, int number) {
+      if (error) return;
+      if (stopping) std::_Exit(128 + number);
+      stopping = true;
+      log.info("signal number={}", number);
+      if (admin) admin->stop();
+      broker.stop([&] { signals.cancel(); });
+      wait();
+    });
+  };
+  wait();
+  log.info("ready version={} pid={} shards={} config={}", version, ::getpid(), config.settings.shards,
+           io::field(config_file.empty() ? "defaults" : config_file));
+  front.run();
+  admin.reset();
+  log.info("stopped");
+  return kExitOk;
+}
+
+}  // namespace kvmid::app

@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "daemon/io/broker.h"
+
+#include <spdlog/logger.h>
+
+#include <boost/asio/post.hpp>
+#include <future>
+
+#include "daemon/io/guest_session.h"
+#include "daemon/io/peer.h"
+#include "daemon/io/welcome.h"
+#include "protocol/handshake.h"
+
+namespace kvmid::io {
+
+Broker::Broker(boost::asio::io_context& front, Settings settings, Log& log)
+    : front_(front),
+      settings_(std::move(settings)),
+      log_(log),
+      registry_(settings_.shards, settings_.limits.guests_max),
+      services_{registry_, counters_, log_, core::GuestLimits{.command_timeout = settings_.limits.command_timeout}},
+      stop_timer_(front) {
+  for (unsigned i = 0; i < settings_.shards; ++i) shards_.push_back(std::make_unique<Shard>(i, services_));
+  registry_.set_listener([this](const GuestChange& change) {
+    boost::asio::post(front_, [this, change] {
+      for (const auto& [key, control] : controls_) control->tell(change);
+    });
+  });
+}
+
+Broker::~Broker() {
+  listeners_.clear();
+  for (const auto& reader : readers_) reader->cancel();
+  readers_.clear();
+  controls_.clear();
+  for (const auto& shard : shards_) shard->force_stop();
+  for (const auto& shard : shards_) shard->join();
+  if (stop_thread_.joinable()) stop_thread_.join();
+  registry_.clear();  // sessions hold connections, which need their shard's io_context
+}
+
+Result<void, ListenError> Broker::open() {
+  if (auto opened = open_side(settings_.hypervisors, Side::Hypervisor); !opened) return opened.error();
+  if (auto opened = open_side(settings_.agents, Side::Agent); !opened) return opened.error();
+  for (const auto& shard : shards_) shard->start();
+  for (const auto& listener : listeners_) listener->start();
+  return {};
+}
+
+Result<void, ListenError> Broker::open_side(const ListenAt& at, Side side) {
+  const auto add = [&](ListeningSocket socket, const std::string& what) {
+    log_.info("listening for={} at={}", side == Side::Hypervisor ? "hypervisors" : "agents", field(what));
+    listeners_.push_back(std::make_unique<Listener>(front_, std::move(socket), what, counters_, log_,
+                                                    [this, side](UniqueFd fd) { accepted(std::move(fd), side); }));
+  };
+  if (!at.unix_path.empty()) {
+    auto socket = listen_unix(at.unix_path, static_cast<mode_t>(at.mode), at.group);
+    if (!socket) return socket.error();
+    add(std::move(*socket), at.unix_path);
+  }
+  if (at.vsock_port) {
+    auto socket = listen_vsock(*at.vsock_port);
+    if (!socket) return socket.error();
+    add(std::move(*socket), "vsock:" + std::to_string(*at.vsock_port));
+  }
+  return {};
+}
+
+// ---- newcomers ----
+
+void Broker::accepted(UniqueFd fd, Side side) {
+  if (connections_->load(std::memory_order_relaxed) >= settings_.limits.connections_max) {
+    add_one(counters_.connections_refused);
+    log_.debug("connection refused reason=\"over limits.connections_max\"");
+    return;
+  }
+  Greeted fresh;
+  auto peer = peer_of(fd.get());
+  if (!peer) {
+    add_one(counters_.connections_refused);
+    log_.warn("connection refused reason={}", field(peer.error()));
+    return;
+  }
+  fresh.fd = std::move(fd);
+  fresh.peer = std::move(*peer);
+  connections_->fetch_add(1, std::memory_order_relaxed);
+  fresh.connection = Ticket([count = connections_] { count->fetch_sub(1, std::memory_order_relaxed); });
+
+  const auto reader = std::make_shared<HelloReader>(front_, std::move(fresh), settings_.limits.hello_timeout);
+  readers_.insert(reader);
+  reader->start(
+      [this, side](HelloReader& self, Greeted greeted) {
+        const auto keep = self.shared_from_this();
+        readers_.erase(keep);
+        side == Side::Hypervisor ? hypervisor_greeted(std::move(greeted)) : agent_greeted(std::move(greeted));
+      },
+      [this, side](HelloReader& self, Greeted greeted, HelloFailure failure, const std::string& text) {
+        const auto keep = self.shared_from_this();
+        readers_.erase(keep);
+        hello_failed(side, std::move(greeted), failure, text);
+      });
+}
+
+void Broker::hello_failed(Side side, Greeted greeted, HelloFailure failure, const std::string& text) {
+  add_one(failure == HelloFailure::TimedOut ? counters_.hello_timeouts : counters_.hello_refused);
+  log_.info("no hello from={} {} reason={}", side == Side::Hypervisor ? "hypervisor" : "agent",
+            to_string(greeted.peer), field(text));
+  if (side == Side::Agent && failure != HelloFailure::Closed)
+    refuse_agent(greeted.fd.get(), failure == HelloFailure::TimedOut ? ErrorCode::TimedOut : ErrorCode::Invalid, text);
+}
+
+void Broker::refuse(Greeted& greeted, bool kvmi2, ErrorCode error, const std::string& text, std::string_view guest) {
+  add_one(counters_.connections_refused);
+  log_.warn("hypervisor refused {} guest={} error={} reason={}", to_string(greeted.peer), field(guest), name_of(error),
+            field(text));
+  if (kvmi2) answer_hypervisor(greeted.fd.get(), true, error, text);
+}
+
+void Broker::hypervisor_greeted(Greeted greeted) {
+  auto hello = parse_hypervisor_hello(greeted.hello);
+  if (!hello) return hello_failed(Side::Hypervisor, std::move(greeted), HelloFailure::Malformed, describe(hello.error()));
+  const std::string guest = hello->name.empty() ? to_string(hello->uuid) : hello->name;
+  if (!allows(settings_.hypervisor_peers, greeted.peer))
+    return refuse(greeted, hello->kvmi2, ErrorCode::NotPermitted,
+                  "hypervisors of " + to_string(greeted.peer) + " are not allowed by the configuration", guest);
+  if (!hello->kvmi2) return refuse(greeted, false, ErrorCode::NotSupported, "dialect not supported", guest);
+  if (hello->uuid.is_zero())
+    return refuse(greeted, true, ErrorCode::Invalid, "the guest's uuid is all zero", guest);
+
+  auto session = registry_.claim(hello->uuid, hello->name, [&](unsigned shard) {
+    return std::make_shared<GuestSession>(*shards_[shard], shard, *hello, services_);
+  });
+  if (!session) return refuse(greeted, true, session.error().error, session.error().text, guest);
+  // A peer that is gone already is found out by its first read.
+  (void)answer_hypervisor(greeted.fd.get(), true, ErrorCode::None, {});
+  HypervisorArrival arrival{std::move(greeted.fd), std::move(*hello), std::move(greeted.peer),
+                            std::move(greeted.connection)};
+  Shard& shard = (*session)->shard();
+  shard.post([target = *session, moved = std::move(arrival)]() mutable { target->link(std::move(moved)); });
+}
+
+void Broker::refuse(AgentArrival& arrival, ErrorCode error, const std::string& text) {
+  add_one(counters_.connections_refused);
+  log_.warn("agent refused name={} {} error={} reason={}", field(arrival.hello.name), to_string(arrival.peer),
+            name_of(error), field(text));
+  refuse_agent(arrival.fd.get(), error, text);
+}
+
+void Broker::agent_greeted(Greeted greeted) {
+  auto hello = parse_agent_hello(greeted.hello);
+  if (!hello) return hello_failed(Side::Agent, std::move(greeted), HelloFailure::Malformed, describe(hello.error()));
+  AgentArrival arrival;
+  arrival.fd = std::move(greeted.fd);
+  arrival.hello = std::move(*hello);
+  arrival.peer = std::move(greeted.peer);
+  arrival.connection = std::move(greeted.connection);
+  arrival.hello.uuid.is_zero() ? open_control(std::move(arrival)) : attach(std::move(arrival));
+}
+
+void Broker::attach(AgentArrival arrival) {
+  const Uuid uuid = arrival.hello.uuid;
+  // Who is known to no rule learns nothing, not even which guests there are.
+  const auto who = arrival.peer.uid ? "uid " + std::to_string(*arrival.peer.uid)
+                                    : "cid " + std::to_string(arrival.peer.cid.value_or(0));
+  if (!core::may_connect(settings_.policy, arrival.peer))
+    return refuse(arrival, ErrorCode::NotPermitted, "no policy rule lets " + who + " use guest " + to_string(uuid));
+  const auto found = registry_.find(uuid);
+  if (!found.session || !found.ready)
+    return refuse(arrival, ErrorCode::NoEntry, "there is no guest " + to_string(uuid));
+  const core::Grant* grant = core::find_grant(settings_.policy, arrival.peer, found.name, uuid);
+  if (grant == nullptr)
+    return refuse(arrival, ErrorCode::NotPermitted, "no policy rule lets " + who + " use guest " + found.name);
+  auto place = registry_.attachment(arrival.peer, grant->quota.attachments_max);
+  if (!place) return refuse(arrival, place.error().error, place.error().text);
+  arrival.attachment = std::move(*place);
+  arrival.grant = *grant;
+  arrival.id = registry_.next_agent_id();
+  Shard& shard = found.session->shard();
+  shard.post([target = found.session, moved = std::move(arrival)]() mutable { target->attach(std::move(moved)); });
+}
+
+void Broker::open_control(AgentArrival arrival) {
+  const core::Rule* rule = nullptr;
+  for (const auto& candidate : settings_.policy.rules) {
+    if (!core::matches(candidate, arrival.peer)) continue;
+    rule = &candidate;
+    break;
+  }
+  if (rule == nullptr)
+    return refuse(arrival, ErrorCode::NotPermitted, "no policy rule knows " + to_string(arrival.peer));
+  auto place = registry_.attachment(arrival.peer, rule->grant.quota.attachments_max);
+  if (!place) return refuse(arrival, place.error().error, place.error().text);
+  arrival.attachment = std::move(*place);
+  arrival.grant = rule->grant;
+  arrival.id = registry_.next_agent_id();
+  auto session = std::make_unique<ControlSession>(
+      front_, std::move(arrival), settings_.policy, services_, [this](ControlSession& gone) {
+        boost::asio::post(front_, [this, key = &gone] { control_count_ -= controls_.erase(key); });
+      });
+  ControlSession* key = session.get();
+  controls_.emplace(key, std::move(session));
+  ++control_count_;
+  key->start();
+}
+
+// ---- the end ----
+
+void Broker::stop(std::function<void()> done) {
+  if (stopping_) return;
+  stopping_ = true;
+  stop_done_ = std::move(done);
+  log_.info("stopping guests={}", registry_.list().size());
+  listeners_.clear();
+  for (const auto& reader : readers_) reader->cancel();
+  readers_.clear();
+  for (const auto& shard : shards_) shard->stop();
+  stop_timer_.expires_after(kStopTimeout);
+  stop_timer_.async_wait([this](const boost::system::error_code& error) {
+    if (error) return;
+    log_.warn("guests did not confirm in time; stopping without them");
+    for (const auto& shard : shards_) shard->force_stop();
+  });
+  // Joining blocks, and the front still has control connections to serve and the timer to keep.
+  stop_thread_ = std::thread([this] {
+    for (const auto& shard : shards_) shard->join();
+    boost::asio::post(front_, [this] { shards_ended(); });
+  });
+}
+
+void Broker::shards_ended() {
+  stop_timer_.cancel();
+  // Posted GUEST_OFFs were queued before this, so they have been told.
+  controls_.clear();
+  control_count_ = 0;
+  if (const auto done = std::move(stop_done_)) done();
+}
+
+// ---- for people ----
+
+StatusSnapshot Broker::status(std::chrono::milliseconds timeout) {
+  StatusSnapshot status;
+  status.shards = static_cast<unsigned>(shards_.size());
+  status.agents = control_count_;
+  core::GuestCounters sum = registry_.gone_counters();
+  for (const auto& guest : guests(timeout)) {
+    ++status.guests;
+    status.agents += guest.agents.size();
+    add(sum, guest.info.counters);
+  }
+  status.counters = named(sum);
+  const auto count = [&](const char* name, const IoCounters::Count& value) {
+    status.counters.push_back({name, value.load(std::memory_order_relaxed)});
+  };
+  count("connections_accepted", counters_.connections_accepted);
+  count("connections_refused", counters_.connections_refused);
+  count("hello_timeouts", counters_.hello_timeouts);
+  count("hello_refused", counters_.hello_refused);
+  count("frames_refused", counters_.frames_refused);
+  count("slow_readers", counters_.slow_readers);
+  count("malformed_closed", counters_.malformed_closed);
+  count("accept_paused", counters_.accept_paused);
+  return status;
+}
+
+std::vector<GuestSnapshot> Broker::guests(std::chrono::milliseconds timeout) {
+  std::vector<std::future<std::vector<GuestSnapshot>>> answers;
+  for (const auto& shard : shards_) {
+    auto promise = std::make_shared<std::promise<std::vector<GuestSnapshot>>>();
+    answers.push_back(promise->get_future());
+    shard->post([promise, from = shard.get()] { promise->set_value(from->snapshots()); });
+  }
+  std::vector<GuestSnapshot> out;
+  const auto until = std::chrono::steady_clock::now() + timeout;
+  for (auto& answer : answers) {
+    if (answer.wait_until(until) != std::future_status::ready) continue;
+    for (auto& guest : answer.get()) out.push_back(std::move(guest));
+  }
+  return out;
+}
+
+std::vector<AgentSnapshot> Broker::control_agents(std::chrono::milliseconds timeout) {
+  auto promise = std::make_shared<std::promise<std::vector<AgentSnapshot>>>();
+  auto answer = promise->get_future();
+  boost::asio::post(front_, [this, promise] {
+    std::vector<AgentSnapshot> out;
+    for (const auto& [key, control] : controls_) out.push_back(control->snapshot());
+    promise->set_value(std::move(out));
+  });
+  if (answer.wait_for(timeout) != std::future_status::ready) return {};
+  return answer.get();
+}
+
+}  // namespace kvmid::io

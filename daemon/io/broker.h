@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#pragma once
+
+#include <atomic>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <unordered_set>
+#include <vector>
+
+#include "daemon/io/control_session.h"
+#include "daemon/io/counters.h"
+#include "daemon/io/hello_reader.h"
+#include "daemon/io/listener.h"
+#include "daemon/io/registry.h"
+#include "daemon/io/services.h"
+#include "daemon/io/settings.h"
+#include "daemon/io/shard.h"
+#include "daemon/io/snapshot.h"
+
+namespace kvmid::io {
+
+/// The front of the daemon: listeners, hellos, control connections, and the shards behind it.
+///
+/// Purpose:  finds out who a newcomer is, and hands its socket to the right shard.
+/// Shapes:   open(), then run `front` (on one thread) until stop() has done its work and run() returns.
+/// Errors:   open() says which socket could not be opened; a newcomer's fault is a refusal and a log line.
+/// Threads:  `front` runs on one thread; stop() there too. snapshots may be asked for on any other thread but a shard's.
+/// Lifetime: `front` and `log` outlive it; destroy it after `front` has stopped running.
+class Broker {
+ public:
+  /// How long stop() waits for hypervisors to confirm that everything was withdrawn.
+  static constexpr std::chrono::seconds kStopTimeout{2};
+
+  Broker(boost::asio::io_context& front, Settings settings, Log& log);
+  ~Broker();
+  Broker(const Broker&) = delete;
+  Broker& operator=(const Broker&) = delete;
+
+  /// Opens the sockets and starts the shards. The error names the socket.
+  Result<void, ListenError> open();
+  /// No newcomers; everything is withdrawn from every guest, or kStopTimeout passes; then `done` is called, once, on
+  /// `front`, which the broker does not keep running any more.
+  void stop(std::function<void()> done);
+
+  // Each asks the shards, and leaves out those that do not answer in time.
+  [[nodiscard]] StatusSnapshot status(std::chrono::milliseconds timeout);
+  [[nodiscard]] std::vector<GuestSnapshot> guests(std::chrono::milliseconds timeout);
+  /// Control connections, from the front thread; empty if it does not answer in time.
+  [[nodiscard]] std::vector<AgentSnapshot> control_agents(std::chrono::milliseconds timeout);
+
+ private:
+  enum class Side : std::uint8_t { Hypervisor, Agent };
+
+  Result<void, ListenError> open_side(const ListenAt& at, Side side);
+  void accepted(UniqueFd fd, Side side);
+  void hello_failed(Side side, Greeted greeted, HelloFailure failure, const std::string& text);
+  void hypervisor_greeted(Greeted greeted);
+  void agent_greeted(Greeted greeted);
+  void attach(AgentArrival arrival);
+  void open_control(AgentArrival arrival);
+  void refuse(Greeted& greeted, bool kvmi2, ErrorCode error, const std::string& text, std::string_view guest);
+  void refuse(AgentArrival& arrival, ErrorCode error, const std::string& text);
+  void shards_ended();
+
+  boost::asio::io_context& front_;
+  const Settings settings_;
+  Log& log_;
+  IoCounters counters_;
+  std::shared_ptr<std::atomic<std::uint32_t>> connections_ = std::make_shared<std::atomic<std::uint32_t>>(0);
+  std::atomic<std::size_t> control_count_{0};
+  Registry registry_;
+  Services services_;
+  std::vector<std::unique_ptr<Shard>> shards_;
+  std::vector<std::unique_ptr<Listener>> listeners_;
+  std::unordered_set<std::shared_ptr<HelloReader>> readers_;
+  std::unordered_map<ControlSession*, std::unique_ptr<ControlSession>> controls_;
+  boost::asio::steady_timer stop_timer_;
+  std::thread stop_thread_;
+  std::function<void()> stop_done_;
+  bool stopping_ = false;
+};
+
+}  // namespace kvmid::io

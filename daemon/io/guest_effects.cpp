@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// What a GuestSession does with the effects of its machine: messages into outboxes, reports into the log.
+#include <spdlog/logger.h>
+
+#include <algorithm>
+
+#include "daemon/io/guest_links.h"
+#include "daemon/io/registry.h"
+
+namespace kvmid::io {
+
+void GuestSession::perform() {
+  for (const core::Effect& effect : effects_) {
+    std::visit(Overloaded{
+                   [&](const core::SendCommand& e) { send_to_hypervisor(e); },
+                   [&](const core::SendEventReply& e) { send_to_hypervisor(e); },
+                   [&](const core::SendEvent& e) { send_event(e); },
+                   [&](const core::SendReply& e) {
+                     if (auto* agent = writable(e.agent)) {
+                       agent->dialect.encode(e.reply, e.seq, agent->connection->outbox().compose());
+                       queued(*agent);
+                     }
+                   },
+                   [&](const core::SendNotice& e) {
+                     if (auto* agent = writable(e.agent)) {
+                       agent->dialect.encode(e.notice, agent->connection->outbox().compose());
+                       queued(*agent);
+                     }
+                   },
+                   [&](const core::SendGuestOn& e) { send_guest_on(e.agent); },
+                   [&](const core::SendGuestOff& e) {
+                     if (auto* agent = writable(e.agent)) {
+                       agent->dialect.encode(GuestOff{uuid(), e.reason, e.text}, agent->connection->outbox().compose());
+                       queued(*agent);
+                     }
+                   },
+                   [&](const core::CloseAgent& e) {
+                     if (auto* agent = find(e.agent)) lose(*agent, e.reason, true);
+                   },
+                   [&](const core::CloseHypervisor& e) { lose_hypervisor(e.reason, e.text, true); },
+                   [&](const core::GuestReady&) {
+                     services_.registry.set_ready(uuid(), machine_.facts().vcpu_count);
+                   },
+                   [&](const core::Report& e) { report(e); },
+               },
+               effect);
+  }
+  effects_.clear();
+}
+
+GuestSession::AgentLink* GuestSession::find(AgentId id) {
+  for (const auto& agent : agents_) {
+    if (agent->id == id) return agent.get();
+  }
+  return nullptr;
+}
+
+GuestSession::AgentLink* GuestSession::writable(AgentId id) {
+  AgentLink* agent = find(id);
+  return agent != nullptr && !agent->lost ? agent : nullptr;
+}
+
+/// A message was composed for the agent: it is charged to it, or the agent is lost for not reading what it asked for.
+void GuestSession::queued(AgentLink& agent) {
+  if (!agent.connection->outbox().commit()) {
+    if (!agent.lost) add_one(services_.counters.slow_readers);
+    return lose(agent, "slow reader: more than quota.queue_bytes is waiting for it", false);
+  }
+  if (agent.dirty) return;
+  agent.dirty = true;
+  dirty_.push_back(agent.connection.get());
+}
+
+void GuestSession::hypervisor_queued() {
+  if (!hypervisor_->connection->outbox().commit()) {
+    add_one(services_.counters.slow_readers);
+    return lose_hypervisor(OffReason::LinkLost, "slow reader: it does not take what is sent to it", false);
+  }
+  if (hypervisor_->dirty) return;
+  hypervisor_->dirty = true;
+  dirty_.push_back(hypervisor_->connection.get());
+}
+
+void GuestSession::send_to_hypervisor(const core::SendCommand& effect) {
+  if (!hypervisor_ || hypervisor_->lost) return;
+  hypervisor_->dialect.encode(effect.command, effect.seq, hypervisor_->connection->outbox().compose());
+  hypervisor_queued();
+}
+
+void GuestSession::send_to_hypervisor(const core::SendEventReply& effect) {
+  if (!hypervisor_ || hypervisor_->lost) return;
+  hypervisor_->dialect.encode(effect.reply, effect.seq, hypervisor_->connection->outbox().compose());
+  hypervisor_queued();
+}
+
+void GuestSession::send_event(const core::SendEvent& effect) {
+  AgentLink* agent = writable(effect.agent);
+  if (agent == nullptr) return;
+  const Event* event = effect.event;
+  if (event->decide != effect.decide || event->deadline_us != effect.deadline_us) {
+    event_scratch_ = *event;
+    event_scratch_.decide = effect.decide;
+    event_scratch_.deadline_us = effect.deadline_us;
+    event = &event_scratch_;
+  }
+  agent->dialect.encode(*event, effect.seq, agent->connection->outbox().compose());
+  queued(*agent);
+}
+
+void GuestSession::send_guest_on(AgentId id) {
+  AgentLink* agent = writable(id);
+  if (agent == nullptr) return;
+  GuestOn message;
+  std::copy(uuid().bytes.begin(), uuid().bytes.end(), message.guest.uuid);
+  copy_text(machine_.name(), message.guest.name, sizeof message.guest.name);
+  message.guest.vcpu_count = machine_.facts().vcpu_count;
+  message.guest.state = KVMI_GUEST_ONLINE;
+  agent->dialect.encode(message, agent->connection->outbox().compose());
+  queued(*agent);
+}
+
+void GuestSession::refuse_for_backlog(AgentLink& agent, Seq seq, const Command& command) {
+  const CommandReply reply{.id = static_cast<std::uint16_t>(id_of(command)),
+                           .error = ErrorCode::Busy,
+                           .text = "the hypervisor does not keep up with the commands of its agents",
+                           .body = {}};
+  agent.dialect.encode(reply, seq, agent.connection->outbox().compose());
+  queued(agent);
+}
+
+void GuestSession::report(const core::Report& e) {
+  auto& log = services_.log;
+  const auto agent_line = [&](spdlog::level::level_enum level, std::string_view what) {
+    if (!log.should_log(level)) return;
+    log.log(level, "{} agent={} guest={} vcpu={} seq={} event={} action={} command={} error={} reason={}", what,
+            e.agent.value, field(machine_.name()), e.vcpu.value, e.seq.value, name_of(e.event), name_of(e.action),
+            name_of(e.command), name_of(e.error), field(e.text));
+  };
+  switch (e.fact) {
+    case core::Fact::ProtocolError:
+      log.warn("hypervisor broke the protocol guest={} vcpu={} seq={} reason={}", field(machine_.name()), e.vcpu.value,
+               e.seq.value, field(e.text));
+      return;
+    case core::Fact::Linked:
+      log.info("guest online guest={} uuid={} vcpus={}", field(machine_.name()), to_string(uuid()),
+               machine_.facts().vcpu_count);
+      return;
+    case core::Fact::LinkLost:
+      log.debug("guest away guest={} uuid={}", field(machine_.name()), to_string(uuid()));
+      return;
+    case core::Fact::CommandRefused: return agent_line(spdlog::level::debug, "command refused");
+    case core::Fact::CommandTimedOut: return agent_line(spdlog::level::warn, "command timed out");
+    case core::Fact::ReplyRefused: return agent_line(spdlog::level::info, "reply refused");
+    case core::Fact::Expired: return agent_line(spdlog::level::info, "deadline missed");
+    case core::Fact::Demoted: return agent_line(spdlog::level::warn, "agent demoted to observer");
+    case core::Fact::Decided: return agent_line(spdlog::level::debug, "event decided");
+    case core::Fact::UnionRefused: return agent_line(spdlog::level::warn, "wish not taken back by the hypervisor");
+  }
+}
+
+}  // namespace kvmid::io

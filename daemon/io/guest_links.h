@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#pragma once
+
+/// The two kinds of connections of a GuestSession. Included by its two source files only.
+
+#include <string>
+#include <string_view>
+
+#include "daemon/io/connection.h"
+#include "daemon/io/guest_session.h"
+#include "protocol/dialect_kvmi2.h"
+
+namespace kvmid::io {
+
+/// So many malformed messages in a row, and the agent is disconnected.
+inline constexpr unsigned kMalformedMax = 16;
+/// What the machine may have queued for a hypervisor at once. Its ledger holds 1024 commands of at most 64 KiB, so only
+/// a hypervisor that does not read at all comes near it.
+inline constexpr std::uint64_t kHypervisorQueueMax = 96U << 20U;
+/// From here on agents' commands are answered KVMI_EBUSY, so that event replies never wait behind a long queue.
+inline constexpr std::uint64_t kHypervisorQueueBusy = 4U << 20U;
+
+class GuestSession::HypervisorLink final : public Connection::Owner {
+ public:
+  HypervisorLink(GuestSession& session, std::shared_ptr<Connection> socket, HypervisorArrival& arrival)
+      : session_(session),
+        connection(std::move(socket)),
+        peer(std::move(arrival.peer)),
+        ticket(std::move(arrival.connection)) {}
+
+  void on_frame(const Frame& frame) override;
+  void on_frame_refused(const FrameError& error) override;
+  void on_turn_end() override { session_.finish_step(); }  // may destroy *this
+  void on_lost(std::string_view reason) override;
+
+ private:
+  GuestSession& session_;
+
+ public:
+  std::shared_ptr<Connection> connection;
+  DialectKvmi2 dialect_kvmi2;
+  Dialect& dialect = dialect_kvmi2;
+  core::Peer peer;
+  Ticket ticket;
+  bool dirty = false;
+  bool lost = false;
+  bool flush_first = false;
+  OffReason reason{};
+  std::string text;
+};
+
+class GuestSession::AgentLink final : public Connection::Owner {
+ public:
+  AgentLink(GuestSession& session, std::shared_ptr<Connection> socket, AgentArrival& arrival)
+      : session_(session),
+        connection(std::move(socket)),
+        id(arrival.id),
+        name(std::move(arrival.hello.name)),
+        peer(std::move(arrival.peer)),
+        ticket(std::move(arrival.connection)),
+        attachment(std::move(arrival.attachment)) {}
+
+  void on_frame(const Frame& frame) override;
+  void on_frame_refused(const FrameError& error) override;
+  void on_turn_end() override { session_.finish_step(); }  // may destroy *this
+  void on_lost(std::string_view reason) override;
+
+ private:
+  GuestSession& session_;
+
+ public:
+  std::shared_ptr<Connection> connection;
+  AgentId id;
+  std::string name;
+  DialectKvmi2 dialect_kvmi2;
+  Dialect& dialect = dialect_kvmi2;
+  core::Peer peer;
+  Ticket ticket;
+  Ticket attachment;
+  unsigned malformed_in_a_row = 0;
+  bool dirty = false;
+  bool lost = false;
+  bool flush_first = false;
+};
+
+}  // namespace kvmid::io

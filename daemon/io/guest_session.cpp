@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// The life of a guest on its shard: who comes, who goes, and the end of a step. Effects are in guest_effects.cpp.
+#include "daemon/io/guest_session.h"
+
+#include <spdlog/logger.h>
+
+#include <algorithm>
+#include <chrono>
+
+#include "daemon/io/guest_links.h"
+#include "daemon/io/peer.h"
+#include "daemon/io/registry.h"
+#include "daemon/io/shard.h"
+#include "daemon/io/welcome.h"
+
+namespace kvmid::io {
+
+using Clock = std::chrono::steady_clock;
+
+GuestSession::GuestSession(Shard& shard, unsigned shard_number, const HypervisorHello& hello, const Services& services)
+    : shard_(shard), shard_number_(shard_number), services_(services), machine_(hello, services.limits) {}
+
+GuestSession::~GuestSession() {
+  if (hypervisor_) hypervisor_->connection->close();
+  for (const auto& agent : agents_) agent->connection->close();
+}
+
+// ---- the hypervisor ----
+
+void GuestSession::link(HypervisorArrival arrival) {
+  shard_.adopt(shared_from_this());
+  if (stopping_ || dropped_ || hypervisor_) return;  // stopping: the socket closes with `arrival`
+  const HypervisorHello hello = std::move(arrival.hello);
+  auto connection = std::make_shared<Connection>(shard_.context(), std::move(arrival.fd), KVMI_MAX_PAYLOAD,
+                                                 kHypervisorQueueMax);
+  hypervisor_ = std::make_unique<HypervisorLink>(*this, connection, arrival);
+  last_hypervisor_ = hypervisor_->peer;
+  services_.log.info("hypervisor connected guest={} uuid={} dialect={} {} shard={}", field(hello.name),
+                     to_string(hello.uuid), hypervisor_->dialect.name(), to_string(hypervisor_->peer), shard_number_);
+  connection->start(*hypervisor_);
+  machine_.on_hypervisor_connected(hello, Clock::now(), effects_);
+  perform();
+  finish_step();
+}
+
+void GuestSession::HypervisorLink::on_frame(const Frame& frame) {
+  auto message = dialect.decode_upward(frame);
+  const auto now = Clock::now();
+  if (message) {
+    session_.machine_.on_hypervisor_message(frame.seq, *message, now, session_.effects_);
+  } else {
+    session_.services_.log.warn("hypervisor sent a malformed message guest={} reason={}",
+                                field(session_.machine_.name()), field(describe(message.error())));
+    session_.machine_.on_hypervisor_malformed(message.error(), now, session_.effects_);
+  }
+  session_.perform();
+}
+
+void GuestSession::HypervisorLink::on_frame_refused(const FrameError& error) {
+  add_one(session_.services_.counters.frames_refused);
+  const DecodeError as_message{DecodeErrc::TooLong, error.id, error.size};
+  session_.machine_.on_hypervisor_malformed(as_message, Clock::now(), session_.effects_);
+  session_.perform();
+  session_.lose_hypervisor(OffReason::ProtocolError, "sent a frame that is too large", true);
+}
+
+void GuestSession::HypervisorLink::on_lost(std::string_view why) {
+  session_.lose_hypervisor(OffReason::LinkLost, why, false);
+  session_.finish_step();  // destroys *this
+}
+
+// ---- agents ----
+
+kvmi_welcome GuestSession::welcome_for(const AgentArrival& arrival) const {
+  kvmi_welcome welcome = welcome_from(arrival.id, arrival.grant);
+  welcome.commands = machine_.commands_for(arrival.grant).bits;
+  welcome.events = machine_.events_for(arrival.grant).bits;
+  welcome.vcpu_count = machine_.facts().vcpu_count;
+  std::copy(uuid().bytes.begin(), uuid().bytes.end(), welcome.uuid);
+  copy_text(machine_.name(), welcome.guest_name, sizeof welcome.guest_name);
+  return welcome;
+}
+
+void GuestSession::attach(AgentArrival arrival) {
+  if (dropped_) return refuse_agent(arrival.fd.get(), ErrorCode::NoEntry, "the guest is gone");
+  const auto attached = machine_.attach(arrival.id, arrival.hello.name, arrival.grant, arrival.hello.flags);
+  if (!attached) {
+    add_one(services_.counters.connections_refused);
+    services_.log.info("agent refused agent={} name={} guest={} {} error={} reason={}", arrival.id.value,
+                       field(arrival.hello.name), field(machine_.name()), to_string(arrival.peer),
+                       name_of(attached.error().error), field(attached.error().text));
+    refuse_agent(arrival.fd.get(), attached.error().error, attached.error().text);
+    return;
+  }
+  const kvmi_welcome welcome = welcome_for(arrival);
+  auto connection = std::make_shared<Connection>(shard_.context(), std::move(arrival.fd), KVMI_MAX_PAYLOAD,
+                                                 arrival.grant.quota.queue_bytes_max);
+  services_.log.info("agent attached agent={} name={} guest={} {} role={} policy={}", arrival.id.value,
+                     field(arrival.hello.name), field(machine_.name()), to_string(arrival.peer),
+                     name_of(arrival.grant.role), field(arrival.grant.rule));
+  AgentLink& agent = *agents_.emplace_back(std::make_unique<AgentLink>(*this, connection, arrival));
+  encode(welcome, connection->outbox().compose());
+  queued(agent);
+  connection->start(agent);
+  finish_step();
+}
+
+void GuestSession::AgentLink::on_frame(const Frame& frame) {
+  if (lost) return;
+  auto message = dialect.decode_downward(frame);
+  if (!message) {
+    const std::string text = describe(message.error());
+    session_.machine_.on_agent_malformed(id, frame.seq, message.error(), text, Clock::now(), session_.effects_);
+    session_.perform();
+    if (++malformed_in_a_row < kMalformedMax) return;
+    add_one(session_.services_.counters.malformed_closed);
+    return session_.lose(*this, "too many malformed messages in a row", true);
+  }
+  malformed_in_a_row = 0;
+  const auto* command = std::get_if<Command>(&*message);
+  if (command != nullptr && session_.hypervisor_ &&
+      session_.hypervisor_->connection->queued_bytes() > kHypervisorQueueBusy)
+    return session_.refuse_for_backlog(*this, frame.seq, *command);
+  session_.machine_.on_agent_message(id, frame.seq, *message, Clock::now(), session_.effects_);
+  session_.perform();
+}
+
+void GuestSession::AgentLink::on_frame_refused(const FrameError& error) {
+  add_one(session_.services_.counters.frames_refused);
+  dialect.encode(Notice{.kind = NoticeKind::FrameRefused,
+                        .error = ErrorCode::Invalid,
+                        .text = "a frame is larger than the limit: " + std::to_string(error.size) + " bytes"},
+                 connection->outbox().compose());
+  session_.queued(*this);
+  session_.lose(*this, "sent a frame that is too large", true);
+}
+
+void GuestSession::AgentLink::on_lost(std::string_view why) {
+  session_.lose(*this, why, false);
+  session_.finish_step();  // destroys *this
+}
+
+// ---- steps ----
+
+void GuestSession::on_time(core::TimePoint now) {
+  machine_.on_time(now, effects_);
+  perform();
+  finish_step();
+}
+
+void GuestSession::stop() {
+  if (stopping_) return;
+  stopping_ = true;
+  machine_.stop(Clock::now(), effects_);
+  perform();
+  finish_step();
+}
+
+void GuestSession::finish_step() {
+  flush_dirty();
+  // Losing a peer makes effects for others, and writing those can lose another: until nothing is left.
+  while (agents_lost_ || (hypervisor_ && hypervisor_->lost)) {
+    if (agents_lost_) drop_lost_agents();
+    if (hypervisor_ && hypervisor_->lost) drop_lost_hypervisor();
+    flush_dirty();
+  }
+  if (stopping_ && machine_.settled()) close_everything();
+  if (idle()) return shard_.drop_later(*this);
+  shard_.arm(machine_.next_deadline());
+}
+
+void GuestSession::flush_dirty() {
+  for (auto* connection : dirty_) {
+    if (connection->flush()) continue;
+    if (hypervisor_ && hypervisor_->connection.get() == connection)
+      lose_hypervisor(OffReason::LinkLost, "closed by the peer", false);
+    for (const auto& agent : agents_) {
+      if (agent->connection.get() == connection) lose(*agent, "closed by the peer", false);
+    }
+  }
+  dirty_.clear();
+  if (hypervisor_) hypervisor_->dirty = false;
+  for (const auto& agent : agents_) agent->dirty = false;
+}
+
+void GuestSession::drop_lost_agents() {
+  agents_lost_ = false;
+  for (;;) {
+    const auto it = std::find_if(agents_.begin(), agents_.end(), [](const auto& agent) { return agent->lost; });
+    if (it == agents_.end()) return;
+    const std::unique_ptr<AgentLink> gone = std::move(*it);
+    agents_.erase(it);
+    std::erase(dirty_, gone->connection.get());
+    gone->flush_first ? gone->connection->finish() : gone->connection->close();
+    machine_.on_agent_lost(gone->id, Clock::now(), effects_);
+    perform();
+  }
+}
+
+void GuestSession::drop_lost_hypervisor() {
+  const std::unique_ptr<HypervisorLink> gone = std::move(hypervisor_);
+  std::erase(dirty_, gone->connection.get());
+  gone->flush_first ? gone->connection->finish() : gone->connection->close();
+  machine_.on_hypervisor_lost(gone->reason, Clock::now(), effects_);
+  perform();
+  services_.registry.set_away(uuid(), gone->reason, gone->text);
+}
+
+void GuestSession::close_everything() {
+  if (hypervisor_) {
+    hypervisor_->connection->finish();
+    hypervisor_.reset();
+  }
+  for (const auto& agent : agents_) agent->connection->finish();
+  agents_.clear();
+  services_.registry.set_away(uuid(), OffReason::DaemonStopping, "kvmid is stopping");
+}
+
+void GuestSession::lose(AgentLink& agent, std::string_view reason, bool flush_first) {
+  if (agent.lost) return;
+  agent.lost = agents_lost_ = true;
+  agent.flush_first = flush_first;
+  agent.connection->stop_reading();
+  services_.log.info("agent gone agent={} name={} guest={} reason={}", agent.id.value, field(agent.name),
+                     field(machine_.name()), field(reason));
+}
+
+void GuestSession::lose_hypervisor(OffReason reason, std::string_view text, bool flush_first) {
+  if (!hypervisor_ || hypervisor_->lost) return;
+  hypervisor_->lost = true;
+  hypervisor_->flush_first = flush_first;
+  hypervisor_->reason = reason;
+  hypervisor_->text = text;
+  hypervisor_->connection->stop_reading();
+  services_.log.info("hypervisor gone guest={} uuid={} cause={} reason={}", field(machine_.name()), to_string(uuid()),
+                     name_of(reason), field(text));
+}
+
+// ---- for people ----
+
+GuestSnapshot GuestSession::snapshot() const {
+  GuestSnapshot snapshot;
+  snapshot.uuid = uuid();
+  snapshot.name = machine_.name();
+  snapshot.dialect = hypervisor_ ? hypervisor_->dialect.name() : "kvmi2";
+  snapshot.shard = shard_number_;
+  snapshot.hypervisor = last_hypervisor_;
+  snapshot.taken_at = Clock::now();
+  snapshot.info = machine_.info();
+  for (const auto& info : snapshot.info.agents) {
+    const auto it = std::find_if(agents_.begin(), agents_.end(), [&](const auto& a) { return a->id == info.id; });
+    if (it == agents_.end()) continue;
+    snapshot.agents.push_back({info, (*it)->peer, (*it)->connection->queued_bytes(), false});
+  }
+  return snapshot;
+}
+
+}  // namespace kvmid::io

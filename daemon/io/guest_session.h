@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include "daemon/core/guest_machine.h"
+#include "daemon/io/services.h"
+#include "daemon/io/snapshot.h"
+
+namespace kvmid::io {
+
+class Connection;
+class Shard;
+
+/// One guest on its shard: the machine that decides, and the sockets of its hypervisor and its agents.
+///
+/// Purpose:  carries what arrives to the machine and performs the effects, in order; decides nothing itself.
+/// Shapes:   each wakeup of a socket or of the timer is a step: inputs, effects, then one write per peer concerned.
+/// Errors:   a peer whose socket fails, or who does not read, is lost to the machine at the end of the step.
+/// Threads:  made anywhere; every other call on the shard's thread.
+/// Lifetime: shared by the shard and the registry; `shard` and `services` outlive it. A guest without hypervisor and
+///           agents is dropped by its shard.
+class GuestSession : public std::enable_shared_from_this<GuestSession> {
+ public:
+  GuestSession(Shard& shard, unsigned shard_number, const HypervisorHello& hello, const Services& services);
+  ~GuestSession();
+  GuestSession(const GuestSession&) = delete;
+  GuestSession& operator=(const GuestSession&) = delete;
+
+  [[nodiscard]] Shard& shard() { return shard_; }
+
+  void link(HypervisorArrival arrival);
+  /// Sends the welcome, or the refusal.
+  void attach(AgentArrival arrival);
+  void on_time(core::TimePoint now);
+  [[nodiscard]] std::optional<core::TimePoint> next_deadline() const { return machine_.next_deadline(); }
+  /// Everything is withdrawn from the guest, then every connection closed and the session dropped.
+  void stop();
+  /// No hypervisor and no agent: it can be dropped.
+  [[nodiscard]] bool idle() const { return !hypervisor_ && agents_.empty(); }
+  /// The shard let go of it: nothing can attach any more.
+  void mark_dropped() { dropped_ = true; }
+
+  [[nodiscard]] const Uuid& uuid() const { return machine_.uuid(); }
+  [[nodiscard]] const core::GuestCounters& counters() const { return machine_.counters(); }
+  [[nodiscard]] GuestSnapshot snapshot() const;
+
+ private:
+  class AgentLink;
+  class HypervisorLink;
+
+  void perform();
+  void finish_step();
+  void flush_dirty();
+  void drop_lost_agents();
+  void drop_lost_hypervisor();
+  void close_everything();
+
+  [[nodiscard]] AgentLink* find(AgentId id);
+  [[nodiscard]] AgentLink* writable(AgentId id);
+  void queued(AgentLink& agent);
+  void lose(AgentLink& agent, std::string_view reason, bool flush_first);
+  void lose_hypervisor(OffReason reason, std::string_view text, bool flush_first);
+
+  void send_to_hypervisor(const core::SendCommand& effect);
+  void send_to_hypervisor(const core::SendEventReply& effect);
+  void hypervisor_queued();
+  void send_event(const core::SendEvent& effect);
+  void send_guest_on(AgentId id);
+  void refuse_for_backlog(AgentLink& agent, Seq seq, const Command& command);
+  void report(const core::Report& report);
+  [[nodiscard]] kvmi_welcome welcome_for(const AgentArrival& arrival) const;
+
+  Shard& shard_;
+  const unsigned shard_number_;
+  const Services& services_;
+  core::GuestMachine machine_;
+  core::Effects effects_;   ///< reused: warm, a step allocates nothing
+  Event event_scratch_;     ///< an event as one agent gets it
+  std::unique_ptr<HypervisorLink> hypervisor_;
+  core::Peer last_hypervisor_;
+  std::vector<std::unique_ptr<AgentLink>> agents_;
+  std::vector<Connection*> dirty_;  ///< have something to write since the step began
+  bool agents_lost_ = false;
+  bool stopping_ = false;
+  bool dropped_ = false;
+};
+
+}  // namespace kvmid::io

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#pragma once
+
+#include "daemon/core/guest_machine.h"
+#include "daemon/io/counters.h"
+#include "daemon/io/log.h"
+#include "daemon/io/ticket.h"
+#include "daemon/io/unique_fd.h"
+#include "protocol/handshake.h"
+
+namespace kvmid::io {
+
+class Registry;
+
+/// What every session is handed. All of it outlives every session and may be used from any thread.
+struct Services {
+  Registry& registry;
+  IoCounters& counters;
+  Log& log;
+  core::GuestLimits limits;
+};
+
+/// A hypervisor that said hello and was answered; its socket moves to the guest's shard with this.
+struct HypervisorArrival {
+  UniqueFd fd;
+  HypervisorHello hello;
+  core::Peer peer;
+  Ticket connection;
+};
+
+/// An agent that policy lets in; it has had no welcome yet.
+struct AgentArrival {
+  UniqueFd fd;
+  AgentId id;
+  AgentHello hello;
+  core::Peer peer;
+  core::Grant grant;
+  Ticket connection;
+  Ticket attachment;
+};
+
+}  // namespace kvmid::io
