@@ -16,7 +16,7 @@ foreach(line IN LISTS lines)
 endforeach()
 
 file(READ ${HEADER} text)
-string(REGEX MATCHALL "\n[a-z][a-z0-9_ ]*[ *](kvmid_[a-z_]+)\\(" declarations "${text}")
+string(REGEX MATCHALL "\n[a-z][a-z0-9_ *]*[ *](kvmid_[a-z_]+)\\(" declarations "${text}")
 set(declared)
 foreach(declaration IN LISTS declarations)
   string(REGEX REPLACE "^.*(kvmid_[a-z_]+)\\($" "\\1" name "${declaration}")

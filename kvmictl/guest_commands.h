@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#pragma once
+
+/// The subcommands that work on a guest as an ordinary agent, through libkvmid. Each returns an exit code and has
+/// printed what there was to say.
+
+#include "client/agent_client.h"
+#include "kvmictl/arguments.h"
+
+namespace kvmid::ctl {
+
+int events(const Arguments& arguments);
+int regs(const Arguments& arguments);
+int mem_read(const Arguments& arguments);
+int pause(const Arguments& arguments);   // pause.cpp
+int resume(const Arguments& arguments);  // pause.cpp
+
+/// Says on stderr what went wrong and what to do about it; returns the exit code.
+int explain(const client::ClientError& error);
+/// How kvmictl introduces itself.
+client::ConnectOptions connect_options(const Arguments& arguments);
+
+}  // namespace kvmid::ctl

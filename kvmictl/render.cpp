@@ -1,0 +1,282 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "kvmictl/render.h"
+
+#include <array>
+#include <cstdio>
+
+#include "client/event_text.h"
+#include "kvmictl/table.h"
+#include "protocol/handshake.h"
+
+namespace kvmid::ctl {
+namespace {
+
+/// A field as text, whatever its type; "-" where it is missing or null.
+std::string field(const Json& object, std::string_view name) {
+  if (!object.is_object()) return "-";
+  const auto found = object.find(name);
+  if (found == object.end() || found->is_null()) return "-";
+  if (found->is_string()) return found->get<std::string>();
+  if (found->is_boolean()) return found->get<bool>() ? "yes" : "no";
+  return found->dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
+const Json& child(const Json& object, std::string_view name) {
+  static const Json kNothing;
+  if (!object.is_object()) return kNothing;
+  const auto found = object.find(name);
+  return found == object.end() ? kNothing : *found;
+}
+
+std::string joined(const Json& array, std::string_view separator = ",") {
+  std::string out;
+  if (!array.is_array()) return "-";
+  for (const auto& item : array) {
+    if (!out.empty()) out += separator;
+    out += item.is_string() ? item.get<std::string>() : item.dump(-1, ' ', false, Json::error_handler_t::replace);
+  }
+  return out.empty() ? "-" : out;
+}
+
+std::string counters_text(const Json& counters, std::string_view indent) {
+  std::string out;
+  if (!counters.is_object()) return out;
+  for (const auto& [name, value] : counters.items()) {
+    out += std::string(indent) + printable(name) + " " +
+           printable(value.is_string() ? value.get<std::string>() : value.dump()) + "\n";
+  }
+  return out;
+}
+
+std::string line(std::string_view label, const std::string& value) {
+  std::string out(label);
+  out.resize(std::max<std::size_t>(14, out.size() + 1), ' ');
+  return out + printable(value) + "\n";
+}
+
+using RegisterField = std::pair<const char*, std::uint64_t kvmi_x86_regs::*>;
+constexpr std::array<RegisterField, 18> kRegisters{{
+    {"rax", &kvmi_x86_regs::rax},
+    {"rbx", &kvmi_x86_regs::rbx},
+    {"rcx", &kvmi_x86_regs::rcx},
+    {"rdx", &kvmi_x86_regs::rdx},
+    {"rsi", &kvmi_x86_regs::rsi},
+    {"rdi", &kvmi_x86_regs::rdi},
+    {"rsp", &kvmi_x86_regs::rsp},
+    {"rbp", &kvmi_x86_regs::rbp},
+    {"r8", &kvmi_x86_regs::r8},
+    {"r9", &kvmi_x86_regs::r9},
+    {"r10", &kvmi_x86_regs::r10},
+    {"r11", &kvmi_x86_regs::r11},
+    {"r12", &kvmi_x86_regs::r12},
+    {"r13", &kvmi_x86_regs::r13},
+    {"r14", &kvmi_x86_regs::r14},
+    {"r15", &kvmi_x86_regs::r15},
+    {"rip", &kvmi_x86_regs::rip},
+    {"rflags", &kvmi_x86_regs::rflags},
+}};
+using ControlField = std::pair<const char*, std::uint64_t kvmi_x86_sregs::*>;
+constexpr std::array<ControlField, 7> kControls{{
+    {"cr0", &kvmi_x86_sregs::cr0},
+    {"cr2", &kvmi_x86_sregs::cr2},
+    {"cr3", &kvmi_x86_sregs::cr3},
+    {"cr4", &kvmi_x86_sregs::cr4},
+    {"cr8", &kvmi_x86_sregs::cr8},
+    {"efer", &kvmi_x86_sregs::efer},
+    {"apic_base", &kvmi_x86_sregs::apic_base},
+}};
+using SegmentField = std::pair<const char*, kvmi_x86_segment kvmi_x86_sregs::*>;
+constexpr std::array<SegmentField, 8> kSegments{{
+    {"cs", &kvmi_x86_sregs::cs},
+    {"ds", &kvmi_x86_sregs::ds},
+    {"es", &kvmi_x86_sregs::es},
+    {"fs", &kvmi_x86_sregs::fs},
+    {"gs", &kvmi_x86_sregs::gs},
+    {"ss", &kvmi_x86_sregs::ss},
+    {"tr", &kvmi_x86_sregs::tr},
+    {"ldt", &kvmi_x86_sregs::ldt},
+}};
+
+std::string hex16(std::uint64_t value) {
+  std::array<char, 20> text{};
+  std::snprintf(text.data(), text.size(), "%016llx", static_cast<unsigned long long>(value));
+  return text.data();
+}
+
+}  // namespace
+
+std::string duration_text(std::uint64_t seconds) {
+  const std::uint64_t minutes = seconds / 60, hours = minutes / 60, days = hours / 24;
+  const auto two = [](std::uint64_t a, const char* au, std::uint64_t b, const char* bu) {
+    return std::to_string(a) + au + " " + std::to_string(b) + bu;
+  };
+  if (days > 0) return two(days, "d", hours % 24, "h");
+  if (hours > 0) return two(hours, "h", minutes % 60, "m");
+  if (minutes > 0) return two(minutes, "m", seconds % 60, "s");
+  return std::to_string(seconds) + "s";
+}
+
+std::string render_guests(const Json& answer, std::size_t width) {
+  const Json& guests = child(answer, "guests");
+  if (!guests.is_array() || guests.empty()) return "No guests are connected.\n";
+  Table table({{"NAME", Table::Align::Left, 8},
+               {"UUID", Table::Align::Left, 8},
+               {"STATE"},
+               {"DIALECT", Table::Align::Left, 4},
+               {"VCPUS", Table::Align::Right},
+               {"AGENTS", Table::Align::Right},
+               {"EVENTS", Table::Align::Right}});
+  for (const auto& guest : guests) {
+    table.add({field(guest, "name"), field(guest, "uuid"), field(guest, "state"), field(guest, "dialect"),
+               field(guest, "vcpus"), field(guest, "agents"), field(guest, "events")});
+  }
+  return table.text(width);
+}
+
+std::string render_agents(const Json& answer, std::size_t width) {
+  const Json& agents = child(answer, "agents");
+  if (!agents.is_array() || agents.empty()) return "No agents are connected.\n";
+  Table table({{"ID", Table::Align::Right},
+               {"NAME", Table::Align::Left, 8},
+               {"GUEST", Table::Align::Left, 8},
+               {"ROLE"},
+               {"PRIO", Table::Align::Right},
+               {"DEADLINE", Table::Align::Right},
+               {"PID", Table::Align::Right},
+               {"UID", Table::Align::Right},
+               {"EXPIRED", Table::Align::Right},
+               {"EVENTS", Table::Align::Left, 6},
+               {"POLICY", Table::Align::Left, 6}});
+  for (const auto& agent : agents) {
+    const bool control = child(agent, "guest").is_null();
+    const bool demoted = child(agent, "demoted").is_boolean() && child(agent, "demoted").get<bool>();
+    const std::string deadline = field(agent, "deadline_ms");
+    table.add({field(agent, "id"), field(agent, "name"), control ? "(control)" : field(agent, "guest_name"),
+               field(agent, "role") + (demoted ? " (demoted)" : ""), field(agent, "priority"),
+               deadline == "-" ? deadline : deadline + " ms", field(agent, "pid"), field(agent, "uid"),
+               field(agent, "expired"), joined(child(agent, "events")), field(agent, "policy")});
+  }
+  return table.text(width);
+}
+
+std::string render_guest(const Json& guest, std::size_t width) {
+  const Json& hypervisor = child(guest, "hypervisor");
+  std::string out = line("name", field(guest, "name")) + line("uuid", field(guest, "uuid")) +
+                    line("state", field(guest, "state")) + line("dialect", field(guest, "dialect")) +
+                    line("arch", field(guest, "arch"));
+  const Json& max_gpa = child(guest, "max_gpa");
+  out += line("memory ends", max_gpa.is_number_unsigned() ? client::hex(max_gpa.get<std::uint64_t>()) : "-");
+  out += line("hypervisor", "pid " + field(hypervisor, "pid") + ", uid " + field(hypervisor, "uid"));
+  out += line("commands", joined(child(guest, "commands"), " "));
+  out += line("events", joined(child(guest, "events_supported"), " "));
+  out += line("agents", joined(child(guest, "agent_list")));
+  const Json& vcpus = child(guest, "vcpu");
+  if (vcpus.is_array() && !vcpus.empty()) {
+    Table table({{"VCPU", Table::Align::Right},
+                 {"STATE"},
+                 {"EVENT"},
+                 {"SEQ", Table::Align::Right},
+                 {"AGE", Table::Align::Right},
+                 {"WAITS FOR AGENTS", Table::Align::Left, 6}});
+    for (const auto& vcpu : vcpus) {
+      const std::string age = field(vcpu, "age_ms");
+      table.add({field(vcpu, "id"), field(vcpu, "state"), field(vcpu, "event"), field(vcpu, "event_seq"),
+                 age == "-" ? age : age + " ms", joined(child(vcpu, "waits_for"))});
+    }
+    out += "\n" + table.text(width);
+  }
+  const std::string counters = counters_text(child(guest, "counters"), "  ");
+  if (!counters.empty()) out += "\ncounters\n" + counters;
+  return out;
+}
+
+std::string render_status(const Json& status) {
+  const Json& uptime = child(status, "uptime_s");
+  std::string out = line("version", field(status, "version")) + line("pid", field(status, "pid"));
+  out += line("uptime", uptime.is_number() ? duration_text(uptime.get<std::uint64_t>()) : "-");
+  out += line("config", field(status, "config")) + line("shards", field(status, "shards"));
+  out += line("guests", field(status, "guests")) + line("agents", field(status, "agents"));
+  const std::string counters = counters_text(child(status, "counters"), "  ");
+  if (!counters.empty()) out += "counters\n" + counters;
+  return out;
+}
+
+std::vector<client::GuestName> guest_names(const Json& answer) {
+  std::vector<client::GuestName> names;
+  const Json& guests = child(answer, "guests");
+  if (!guests.is_array()) return names;
+  for (const auto& guest : guests) {
+    if (const auto uuid = parse_uuid(field(guest, "uuid"))) names.push_back({*uuid, field(guest, "name")});
+  }
+  return names;
+}
+
+std::string hex_dump(std::uint64_t address, std::span<const std::byte> bytes) {
+  static constexpr std::string_view kDigits = "0123456789abcdef";
+  constexpr std::size_t kLine = 16;
+  std::string out;
+  out.reserve(bytes.size() * 5);
+  for (std::size_t at = 0; at < bytes.size(); at += kLine) {
+    const auto row = bytes.subspan(at, std::min(kLine, bytes.size() - at));
+    std::string hex_part, text;
+    for (std::size_t i = 0; i < kLine; ++i) {
+      if (i == kLine / 2) hex_part += ' ';
+      if (i < row.size()) {
+        const auto byte = std::to_integer<unsigned>(row[i]);
+        hex_part += {' ', kDigits[byte >> 4U], kDigits[byte & 15U]};
+        text += byte >= 0x20 && byte < 0x7f ? static_cast<char>(byte) : '.';
+      } else {
+        hex_part += "   ";
+      }
+    }
+    out += hex16(address + at) + " " + hex_part + "  |" + text + "|\n";
+  }
+  return out;
+}
+
+std::string render_registers(const client::Registers& registers) {
+  std::string out;
+  std::size_t column = 0;
+  const auto cell = [&](std::string_view name, const std::string& value) {
+    std::string label(name);
+    label.resize(std::max<std::size_t>(7, label.size() + 1), ' ');
+    out += label + value;
+    out += ++column % 3 == 0 ? "\n" : "   ";
+  };
+  for (const auto& [name, member] : kRegisters) cell(name, hex16(registers.regs.*member));
+  for (const auto& [name, member] : kControls) {
+    if (std::string_view(name) != "apic_base") cell(name, hex16(registers.sregs.*member));
+  }
+  Table table({{"SEGMENT"},
+               {"SELECTOR", Table::Align::Right},
+               {"BASE"},
+               {"LIMIT", Table::Align::Right},
+               {"DPL", Table::Align::Right},
+               {"USABLE"}});
+  for (const auto& [name, member] : kSegments) {
+    const kvmi_x86_segment& segment = registers.sregs.*member;
+    table.add({name, client::hex(segment.selector), hex16(segment.base), client::hex(segment.limit),
+               std::to_string(segment.dpl), segment.unusable != 0 ? "no" : "yes"});
+  }
+  table.add({"gdt", "-", hex16(registers.sregs.gdt.base), client::hex(registers.sregs.gdt.limit), "-", "yes"});
+  table.add({"idt", "-", hex16(registers.sregs.idt.base), client::hex(registers.sregs.idt.limit), "-", "yes"});
+  return out + "\n" + table.text(0);
+}
+
+Json registers_json(std::uint16_t vcpu, const client::Registers& registers) {
+  Json out{{"schema", 1}, {"vcpu", vcpu}, {"mode", registers.mode}};
+  for (const auto& [name, member] : kRegisters) out["regs"][name] = client::hex(registers.regs.*member);
+  for (const auto& [name, member] : kControls) out["sregs"][name] = client::hex(registers.sregs.*member);
+  for (const auto& [name, member] : kSegments) {
+    const kvmi_x86_segment& s = registers.sregs.*member;
+    out["sregs"][name] = {
+        {"selector", s.selector}, {"base", client::hex(s.base)}, {"limit", s.limit},           {"type", s.type},
+        {"dpl", s.dpl},           {"present", s.present != 0},   {"unusable", s.unusable != 0}};
+  }
+  for (const auto& [name, table] : {std::pair{"gdt", registers.sregs.gdt}, std::pair{"idt", registers.sregs.idt}}) {
+    out["sregs"][name] = {{"base", client::hex(table.base)}, {"limit", table.limit}};
+  }
+  return out;
+}
+
+}  // namespace kvmid::ctl

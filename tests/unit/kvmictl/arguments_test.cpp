@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+#include "kvmictl/arguments.h"
+
+#include <catch2/catch.hpp>
+#include <cstdlib>
+
+using namespace kvmid::ctl;
+
+namespace {
+
+Arguments good(const std::vector<std::string>& words) {
+  auto parsed = parse(words);
+  if (const auto* answer = std::get_if<Answer>(&parsed)) FAIL(answer->error);
+  return std::get<Arguments>(parsed);
+}
+
+Answer answered(const std::vector<std::string>& words) {
+  auto parsed = parse(words);
+  REQUIRE(std::holds_alternative<Answer>(parsed));
+  return std::get<Answer>(parsed);
+}
+
+}  // namespace
+
+TEST_CASE("each subcommand is told apart", "[kvmictl]") {
+  CHECK(good({"guests"}).subcommand == Subcommand::Guests);
+  CHECK(good({"guest", "web1"}).subcommand == Subcommand::Guest);
+  CHECK(good({"agents"}).subcommand == Subcommand::Agents);
+  CHECK(good({"status"}).subcommand == Subcommand::Status);
+  CHECK(good({"events", "web1"}).subcommand == Subcommand::Events);
+  CHECK(good({"regs", "web1"}).subcommand == Subcommand::Regs);
+  CHECK(good({"mem", "read", "web1", "0", "16"}).subcommand == Subcommand::MemRead);
+  CHECK(good({"pause", "web1"}).subcommand == Subcommand::Pause);
+  CHECK(good({"resume", "web1"}).subcommand == Subcommand::Resume);
+}
+
+TEST_CASE("options of all subcommands may stand before or behind", "[kvmictl]") {
+  CHECK(good({"--json", "guests"}).json);
+  CHECK(good({"guests", "--json"}).json);
+  CHECK(good({"guests", "--admin-socket", "/tmp/a"}).admin_socket == "/tmp/a");
+  CHECK(good({"--agent-socket", "2:5000", "regs", "web1"}).agent_socket == "2:5000");
+}
+
+TEST_CASE("the environment names the sockets, an option goes before it", "[kvmictl]") {
+  ::setenv("KVMID_ADMIN_SOCKET", "/env/admin", 1);
+  ::setenv("KVMID_AGENT_SOCKET", "/env/agent", 1);
+  const auto from_environment = good({"guests"});
+  const auto from_option = good({"guests", "--admin-socket", "/tmp/a"});
+  ::unsetenv("KVMID_ADMIN_SOCKET");
+  ::unsetenv("KVMID_AGENT_SOCKET");
+  CHECK(from_environment.admin_socket == "/env/admin");
+  CHECK(from_environment.agent_socket == "/env/agent");
+  CHECK(from_option.admin_socket == "/tmp/a");
+  CHECK(good({"guests"}).admin_socket == "/run/kvmid/admin.sock");
+}
+
+TEST_CASE("addresses and lengths of mem read", "[kvmictl]") {
+  const auto a = good({"mem", "read", "web1", "0x100000", "4k", "--raw"});
+  CHECK(a.address == 0x100000);
+  CHECK(a.length == 4096);
+  CHECK(a.raw);
+  CHECK(good({"mem", "read", "web1", "4096", "0x10"}).length == 16);
+  CHECK(good({"mem", "read", "web1", "0", "2M"}).length == 2U << 20U);
+  using Words = std::vector<std::string>;
+  for (const auto& [address, length] : std::vector<std::pair<std::string, std::string>>{{"1k", "1"},
+                                                                                        {"zz", "1"},
+                                                                                        {"", "1"},
+                                                                                        {"0x", "1"},
+                                                                                        {"0", "0"},
+                                                                                        {"0", "-1"},
+                                                                                        {"0", "4q"},
+                                                                                        {"0", "99999999999999999999"},
+                                                                                        {"0", "0xffffffffffffffffk"},
+                                                                                        {"0xffffffffffffffff", "2"}}) {
+    INFO(address << " " << length);
+    CHECK(answered(Words{"mem", "read", "web1", address, length}).exit_code == kUsage);
+  }
+  CHECK(good({"mem", "read", "web1", "0xffffffffffffffff", "1"}).length == 1);
+}
+
+TEST_CASE("a vCPU is optional and bounded", "[kvmictl]") {
+  CHECK_FALSE(good({"pause", "web1"}).vcpu);
+  CHECK(good({"pause", "web1", "--vcpu", "3"}).vcpu == 3);
+  CHECK(good({"regs", "web1", "--vcpu", "0"}).vcpu == 0);
+  CHECK(answered({"regs", "web1", "--vcpu", "70000"}).exit_code == kUsage);
+  CHECK(answered({"regs", "web1", "--vcpu", "-1"}).exit_code == kUsage);
+}
+
+TEST_CASE("pause --for takes fractions of a second, and no nonsense", "[kvmictl]") {
+  CHECK(*good({"pause", "web1", "--for", "0.5"}).hold_seconds == 0.5);
+  CHECK_FALSE(good({"pause", "web1"}).hold_seconds);
+  CHECK(answered({"pause", "web1", "--for", "-1"}).exit_code == kUsage);
+  CHECK(answered({"pause", "web1", "--for", "1e9"}).exit_code == kUsage);
+}
+
+TEST_CASE("usage errors are exit code 2 and say what is missing", "[kvmictl]") {
+  CHECK(answered({}).exit_code == kUsage);
+  CHECK(answered({"frobnicate"}).exit_code == kUsage);
+  const auto answer = answered({"guest"});
+  CHECK(answer.exit_code == kUsage);
+  CHECK(answer.error.find("GUEST") != std::string::npos);
+  CHECK(answered({"mem"}).exit_code == kUsage);
+  CHECK(answered({"mem", "read", "w", "0", "1", "--raw", "--json"}).exit_code == kUsage);
+}
+
+TEST_CASE("every help teaches by an example and lists the exit codes", "[kvmictl]") {
+  for (const auto& words : std::vector<std::vector<std::string>>{{"--help"},
+                                                                 {"guests", "--help"},
+                                                                 {"guest", "--help"},
+                                                                 {"agents", "--help"},
+                                                                 {"status", "--help"},
+                                                                 {"events", "--help"},
+                                                                 {"regs", "--help"},
+                                                                 {"mem", "--help"},
+                                                                 {"mem", "read", "--help"},
+                                                                 {"pause", "--help"},
+                                                                 {"resume", "--help"}}) {
+    const auto answer = answered(words);
+    INFO(words.front());
+    CHECK(answer.exit_code == kOk);
+    CHECK(answer.out.find("Example: kvmictl") != std::string::npos);
+    CHECK(answer.out.find("7 timeout") != std::string::npos);
+  }
+}

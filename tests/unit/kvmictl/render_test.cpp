@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+#include "kvmictl/render.h"
+
+#include <catch2/catch.hpp>
+
+#include "protocol/handshake.h"
+
+using namespace kvmid;
+using namespace kvmid::ctl;
+
+namespace {
+
+const Json kGuests = Json::parse(R"({"schema":1,"guests":[
+  {"uuid":"6a1f7e36-0000-4000-8000-000000000001","name":"web1","state":"online","dialect":"kvmi2","vcpus":2,"agents":1,
+   "events":10,"shard":0,"hypervisor":{"pid":1,"uid":0,"gid":0}},
+  {"uuid":"beef0000-0000-4000-8000-000000000002","name":"db1","state":"away","dialect":"kvmi2","vcpus":4,"agents":0,
+   "events":0,"shard":1,"hypervisor":{"pid":2,"uid":0,"gid":0}}]})");
+
+}  // namespace
+
+TEST_CASE("guests as a table", "[kvmictl]") {
+  CHECK(render_guests(kGuests, 0) ==
+        "NAME  UUID                                  STATE   DIALECT  VCPUS  AGENTS  EVENTS\n"
+        "web1  6a1f7e36-0000-4000-8000-000000000001  online  kvmi2        2       1      10\n"
+        "db1   beef0000-0000-4000-8000-000000000002  away    kvmi2        4       0       0\n");
+  CHECK(render_guests(Json::parse(R"({"schema":1,"guests":[]})"), 80) == "No guests are connected.\n");
+}
+
+TEST_CASE("guests are named from the same answer", "[kvmictl]") {
+  const auto names = guest_names(kGuests);
+  REQUIRE(names.size() == 2);
+  CHECK(*client::find_guest(names, "db1") == *parse_uuid("beef0000-0000-4000-8000-000000000002"));
+  CHECK(*client::find_guest(names, "6a1f") == names[0].uuid);
+  CHECK(client::find_guest(names, "nobody").error().kind == client::ClientErrc::NoGuest);
+}
+
+TEST_CASE("agents as a table: control connections, demotion, missing facts", "[kvmictl]") {
+  const auto text = render_agents(Json::parse(R"({"schema":1,"agents":[
+    {"id":1,"name":"guard","guest":"6a1f7e36-0000-4000-8000-000000000001","guest_name":"web1","pid":10,"uid":0,"gid":0,
+     "role":"decider","priority":100,"deadline_ms":100,"events":["cr","msr"],"strikes":0,"demoted":true,
+     "queued_bytes":0,"requests_open":0,"expired":3,"policy":"guards"},
+    {"id":2,"name":"kvmictl","guest":null,"pid":11,"uid":1000}]})"),
+                                  0);
+  CHECK(text ==
+        "ID  NAME     GUEST      ROLE               PRIO  DEADLINE  PID   UID  EXPIRED  EVENTS  POLICY\n"
+        " 1  guard    web1       decider (demoted)   100    100 ms   10     0        3  cr,msr  guards\n"
+        " 2  kvmictl  (control)  -                     -         -   11  1000        -  -       -\n");
+}
+
+TEST_CASE("one guest with its vCPUs and counters", "[kvmictl]") {
+  Json guest = kGuests["guests"][0];
+  guest.update(Json::parse(R"({"arch":"x86","max_gpa":1048576,"commands":["GET_VERSION"],"events_supported":["cr"],
+    "vcpu":[{"id":0,"state":"waiting","event":"cr","event_seq":7,"age_ms":3,"waits_for":[2,5]},{"id":1,"state":"running"}],
+    "counters":{"events":10},"agent_list":[2,5]})"));
+  const auto text = render_guest(guest, 0);
+  CHECK(text.find("name          web1\n") == 0);
+  CHECK(text.find("memory ends   0x100000\n") != std::string::npos);
+  CHECK(text.find("agents        2,5\n") != std::string::npos);
+  CHECK(text.find("   0  waiting  cr       7  3 ms  2,5\n") != std::string::npos);
+  CHECK(text.find("   1  running  -        -     -  -\n") != std::string::npos);
+  CHECK(text.find("counters\n  events 10\n") != std::string::npos);
+}
+
+TEST_CASE("status, and an answer that lacks everything", "[kvmictl]") {
+  const auto text =
+      render_status(Json::parse(R"({"schema":1,"version":"0.1.0","pid":7,"uptime_s":3725,"config":"/etc/x",
+    "shards":2,"guests":1,"agents":2,"counters":{"expired":4}})"));
+  CHECK(text.find("version       0.1.0\n") == 0);
+  CHECK(text.find("uptime        1h 2m\n") != std::string::npos);
+  CHECK(text.find("  expired 4\n") != std::string::npos);
+  for (const char* odd : {"{}", R"({"guests":5,"agents":"x","vcpu":[1,null],"counters":[1],"hypervisor":3})"}) {
+    const auto json = Json::parse(odd);
+    CHECK_FALSE(render_status(json).empty());
+    CHECK_FALSE(render_guest(json, 80).empty());
+    CHECK_FALSE(render_guests(json, 80).empty());
+    CHECK_FALSE(render_agents(json, 80).empty());
+  }
+}
+
+TEST_CASE("names in answers cannot steer the terminal", "[kvmictl]") {
+  Json answer = kGuests;
+  answer["guests"][0]["name"] = "\x1b[2Jevil";
+  CHECK(render_guests(answer, 0).find('\x1b') == std::string::npos);
+}
+
+TEST_CASE("a hex dump shows whole and partial lines", "[kvmictl]") {
+  std::vector<std::byte> bytes;
+  for (unsigned i = 0; i < 18; ++i) bytes.push_back(static_cast<std::byte>(0x3f + i));
+  CHECK(hex_dump(0x1000, bytes) ==
+        "0000000000001000  3f 40 41 42 43 44 45 46  47 48 49 4a 4b 4c 4d 4e  |?@ABCDEFGHIJKLMN|\n"
+        "0000000000001010  4f 50                                             |OP|\n");
+  CHECK(hex_dump(0, {}).empty());
+}
+
+TEST_CASE("registers for people and for programs", "[kvmictl]") {
+  client::Registers registers;
+  registers.regs.rip = 0xffffffff81000000;
+  registers.sregs.cr3 = 0x5000;
+  registers.sregs.cs.selector = 0x10;
+  const auto text = render_registers(registers);
+  CHECK(text.find("rip    ffffffff81000000") != std::string::npos);
+  CHECK(text.find("cr3    0000000000005000") != std::string::npos);
+  const auto json = registers_json(1, registers);
+  CHECK(json["schema"] == 1);
+  CHECK(json["vcpu"] == 1);
+  CHECK(json["regs"]["rip"] == "0xffffffff81000000");
+  CHECK(json["sregs"]["cs"]["selector"] == 0x10);
+}
+
+TEST_CASE("durations", "[kvmictl]") {
+  CHECK(duration_text(59) == "59s");
+  CHECK(duration_text(60) == "1m 0s");
+  CHECK(duration_text(3600) == "1h 0m");
+  CHECK(duration_text(90'061) == "1d 1h");
+}
