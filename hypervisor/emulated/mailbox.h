@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-License-Identifier: GPL-2.0-or-later
 #pragma once
 
 /// The test guest's mailbox: what a vCPU did and saw, and what it shall do, read and written by READ_PHYSICAL and

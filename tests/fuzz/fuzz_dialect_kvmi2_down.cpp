@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-License-Identifier: GPL-2.0-or-later
 //
 // What an agent may send: one frame, header first. Whatever decodes must encode to the same bytes.
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-License-Identifier: GPL-2.0-or-later
 //
 // A stream in pieces: the frames must be those of the stream read at once, however it was cut. The pieces' sizes come
 // from the bytes themselves.

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-License-Identifier: GPL-2.0-or-later
 //
 // The first struct of a connection, read as each of the four. What is taken must survive being written and read again,
 // and where it has the size of ours it must come out as the same bytes (QEMU's padding and names apart).

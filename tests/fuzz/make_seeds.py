@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-# SPDX-License-Identifier: LGPL-2.1-or-later
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Writes the byte vectors as seeds for the fuzz targets: make_seeds.py FOLDER."""
 
 import json

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-# SPDX-License-Identifier: LGPL-2.1-or-later
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Writes kvmi2.json: the bytes of every message of KVMI 2, and what they mean.
 
 Made from the text of protocol/kvmi.h and protocol/PROTOCOL.md with Python's struct module, so that it shares no code

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-License-Identifier: GPL-2.0-or-later
 //
 // The only file that includes the kernel's KVM headers: it proves that the register structs of kvmi.h are the kernel's.
 // kvm_msrs and kvm_xsave are left out on purpose: in C++ the headers of Linux 6.1 give them another layout than in C

@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * kvmi.h is C too. The build compiles this file as C11 with -Wpadded as an error, and a test calls it to see that C
  * and C++ agree on sizes.

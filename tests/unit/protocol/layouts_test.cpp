@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-License-Identifier: GPL-2.0-or-later
 //
 // The structs that others defined, against layouts read from the C compiler's debug information (tests/vectors).
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-License-Identifier: GPL-2.0-or-later
 //
 // protocol/PROTOCOL.md names every message, event and error, under the number that the code uses.
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-License-Identifier: GPL-2.0-or-later
 //
 // One broken rule at a time: a valid message from the vectors, one field changed, and the error that must come of it.
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-License-Identifier: GPL-2.0-or-later
 //
 // Every message of KVMI 2 against bytes made by another program (tests/vectors/make_kvmi2.py): read, written, cut at
 // every byte, one byte too long, and with each padding byte set.
