@@ -150,7 +150,7 @@ def needs_spdx(path):
 def check_spdx(path, text):
     lines = text.splitlines()[:2]
     first = lines[1] if len(lines) > 1 and lines[0].startswith("#!") else (lines or [""])[0]
-    wanted = "GPL-2.0-or-later" if room_of(path) in ("protocol", "client") else "GPL-2.0-or-later"
+    wanted = "LGPL-2.1-or-later" if room_of(path) in ("protocol", "client") else "GPL-2.0-or-later"
     if not re.search(rf"SPDX-License-Identifier: {re.escape(wanted)}(?![\w.-])", first):
         yield f"{path}: spdx: the first line does not say SPDX-License-Identifier: {wanted}"
 
