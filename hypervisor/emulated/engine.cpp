@@ -307,10 +307,13 @@ void Engine::unmap(Gva gva) {
 }
 
 void Engine::unmap_frames(Gfn first, std::uint64_t count) {
+  retain([&](Gva, Gfn gfn, x86::PageRights) { return gfn.value < first.value || gfn.value - first.value >= count; });
+}
+
+void Engine::retain(const std::function<bool(Gva, Gfn, x86::PageRights)>& keep) {
   State& s = *state_;
   for (auto it = s.mappings.begin(); it != s.mappings.end();) {
-    const std::uint64_t gfn = it->second.gfn.value;
-    if (gfn < first.value || gfn - first.value >= count) {
+    if (keep(Gva{it->first}, it->second.gfn, it->second.rights)) {
       ++it;
       continue;
     }

@@ -62,6 +62,8 @@ class Engine {
   /// Forgets every mapping of these frames, and what was translated from them.
   void unmap_frames(Gfn first, std::uint64_t count);
   void flush();
+  /// Keeps the mappings for which `keep` is true.
+  void retain(const std::function<bool(Gva page, Gfn gfn, x86::PageRights rights)>& keep);
   /// Rights with which the page of `gva` is mapped; kRightsNone if it is not.
   [[nodiscard]] x86::PageRights mapped_rights(Gva gva) const;
 

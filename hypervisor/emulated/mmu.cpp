@@ -35,6 +35,27 @@ void Mmu::set_table_bits(const x86::Translation& translation) {
   }
 }
 
+x86::PageRights Mmu::settled_rights(const Vcpu& vcpu, Gva gva) const {
+  x86::PageRights rights = 0;
+  for (const auto kind : {x86::AccessKind::Read, x86::AccessKind::Write, x86::AccessKind::Execute}) {
+    const auto translation = walk(vcpu, gva, kind);
+    if (!translation) continue;
+    const bool settled =
+        std::all_of(translation->entries.begin(), translation->entries.begin() + translation->entry_count,
+                    [](const x86::TableEntry& entry) { return entry.set_bits == 0; });
+    if (settled) rights |= right_of(kind);
+  }
+  return rights;
+}
+
+void Mmu::revalidate(Vcpu& vcpu) {
+  vcpu.engine.retain([&](Gva page, Gfn gfn, x86::PageRights rights) {
+    const auto translation = walk(vcpu, page, x86::AccessKind::Read);
+    if (!translation || gfn_of(translation->gpa) != gfn) return false;
+    return x86::combine_rights(settled_rights(vcpu, page), rights_[gfn.value]) == rights;
+  });
+}
+
 Resolution Mmu::resolve(Vcpu& vcpu, Gva gva, x86::AccessKind access) {
   const auto translation = walk(vcpu, gva, access);
   if (!translation) return translation.error().exception;
@@ -43,15 +64,7 @@ Resolution Mmu::resolve(Vcpu& vcpu, Gva gva, x86::AccessKind access) {
   std::byte* host = ram_.at(gpa_of(gfn), kPageSize);
   if (host == nullptr) return NoRam{translation->gpa};
 
-  // Rights that need no further look at the page tables: a write that would set the Dirty bit has to come back here.
-  x86::PageRights tables = KVMI_PAGE_ACCESS_R;
-  for (const auto kind : {x86::AccessKind::Write, x86::AccessKind::Execute}) {
-    const auto other = walk(vcpu, gva, kind);
-    if (!other) continue;
-    const bool settled = std::all_of(other->entries.begin(), other->entries.begin() + other->entry_count,
-                                     [](const x86::TableEntry& entry) { return entry.set_bits == 0; });
-    if (settled) tables |= right_of(kind);
-  }
+  const x86::PageRights tables = settled_rights(vcpu, gva) | KVMI_PAGE_ACCESS_R;
   x86::PageRights allowed = rights_[gfn.value];
   for (const auto& item : vcpu.overrides) {
     if (item.gfn == gfn) allowed |= item.rights;

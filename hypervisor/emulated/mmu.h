@@ -46,6 +46,10 @@ class Mmu {
   /// Answers a MemoryFault of the engine.
   Resolution resolve(Vcpu& vcpu, Gva gva, x86::AccessKind access);
 
+  /// After a load of a control register: drops the mappings that a new walk would not make just so. As good as a flush, and
+  /// much cheaper where most of the address space stays.
+  void revalidate(Vcpu& vcpu);
+
   /// The guest's bytes at a virtual address, as the processor's own (implicit supervisor) access.
   [[nodiscard]] std::optional<x86::Exception> read(Vcpu& vcpu, Gva gva, void* out, std::size_t size);
   [[nodiscard]] std::optional<x86::Exception> write(Vcpu& vcpu, Gva gva, const void* data, std::size_t size);
@@ -66,6 +70,8 @@ class Mmu {
 
  private:
   Result<x86::Translation, x86::WalkFault> walk(const Vcpu& vcpu, Gva gva, x86::AccessKind access) const;
+  /// Rights that need no further look at the page tables: a write that would set the Dirty bit has to be walked first.
+  [[nodiscard]] x86::PageRights settled_rights(const Vcpu& vcpu, Gva gva) const;
   template <class Copy>
   std::optional<x86::Exception> each_page(Vcpu& vcpu, Gva gva, std::size_t size, x86::AccessKind access, Copy copy);
   void set_table_bits(const x86::Translation& translation);

@@ -275,7 +275,7 @@ Effect execute_sensitive(Mmu& mmu, Vcpu& vcpu, const hypervisor::Hooks& hooks) {
 
 std::optional<x86::Exception> write_cr(Mmu& mmu, Vcpu& vcpu, unsigned cr, std::uint64_t value) {
   if (!x86::write_cr(vcpu.sregs, cr, value, mmu.cpu())) return kGp0;
-  if (cr != 8) vcpu.engine.flush();
+  if (cr != 8) mmu.revalidate(vcpu);
   return std::nullopt;
 }
 
@@ -284,7 +284,7 @@ std::optional<x86::Exception> write_msr(Mmu& mmu, Vcpu& vcpu, std::uint32_t msr,
   switch (msr) {
     case x86::msr::kEfer:
       vcpu.sregs.efer = x86::efer_after_write(vcpu.sregs.efer, value);
-      vcpu.engine.flush();  // NXE decides what bit 63 of a table entry means
+      mmu.revalidate(vcpu);  // NXE decides what bit 63 of a table entry means
       return std::nullopt;
     case x86::msr::kApicBase: vcpu.sregs.apic_base = value; return std::nullopt;
     case x86::msr::kFsBase: vcpu.sregs.fs.base = value; break;
