@@ -184,6 +184,10 @@ int pause(const Arguments& arguments) {
   const auto until = deadline_after(Millis{static_cast<std::int64_t>(*arguments.hold_seconds * 1000)});
   const auto end = holder->hold(until, signal, -1, warn);
   if (end == PauseHolder::End::Lost) return kUnreachable;
+  if (end == PauseHolder::End::Expired) {
+    print_paused(arguments, "running", holder->guest().guest_name + " was let go before the time was over");
+    return kTimeout;
+  }
   const auto released = holder->release();
   if (!released) return explain(released.error());
   print_paused(arguments, "running",
