@@ -35,7 +35,8 @@ Json command_names(CommandSet commands) {
   Json out = Json::array();
   for (unsigned i = 0; i < 64; ++i) {
     const auto id = static_cast<CommandId>(i);
-    if (commands.has(id)) out.push_back(name_of(id));
+    // A hypervisor may claim bits that are no command.
+    if (commands.has(id) && name_of(id) != name_of(CommandId{})) out.push_back(name_of(id));
   }
   return out;
 }

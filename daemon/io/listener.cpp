@@ -133,6 +133,7 @@ Listener::~Listener() { stop(); }
 
 void Listener::stop() {
   if (!descriptor_.is_open()) return;
+  *alive_ = false;
   pause_.cancel();
   boost::system::error_code ignored;
   descriptor_.close(ignored);
@@ -144,19 +145,20 @@ void Listener::stop() {
 
 void Listener::wait() {
   descriptor_.async_wait(boost::asio::posix::stream_descriptor::wait_read,
-                         [this](const boost::system::error_code& error) {
-                           if (!error) accept_some();
+                         [this, alive = alive_](const boost::system::error_code& error) {
+                           if (!error && *alive) accept_some();
                          });
 }
 
 void Listener::accept_some() {
+  const auto alive = alive_;
   for (unsigned i = 0; i < kAcceptsPerTurn; ++i) {
-    if (!descriptor_.is_open()) return;
     UniqueFd fd{::accept4(descriptor_.native_handle(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK)};
     if (fd.valid()) {
       paused_ = false;
       add_one(counters_.connections_accepted);
       accepted_(std::move(fd));
+      if (!*alive) return;
       continue;
     }
     if (errno == EAGAIN) break;
@@ -179,8 +181,8 @@ void Listener::out_of_descriptors() {
   }
   spare_ = open_spare();
   pause_.expires_after(kPause);
-  pause_.async_wait([this](const boost::system::error_code& error) {
-    if (!error) accept_some();
+  pause_.async_wait([this, alive = alive_](const boost::system::error_code& error) {
+    if (!error && *alive) accept_some();
   });
 }
 

@@ -7,6 +7,7 @@
 #include <boost/asio/posix/stream_descriptor.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <functional>
+#include <memory>
 #include <string>
 #include <string_view>
 
@@ -69,6 +70,8 @@ class Listener {
   Accepted accepted_;
   UniqueFd spare_;
   bool paused_ = false;
+  /// A handler that was queued before stop() finds here that the listener is gone.
+  std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
 };
 
 }  // namespace kvmid::io

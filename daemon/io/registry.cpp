@@ -101,11 +101,11 @@ core::GuestCounters Registry::gone_counters() const {
 Result<Ticket, RegistryError> Registry::attachment(const core::Peer& peer, std::uint32_t attachments_max) {
   const std::uint64_t key = peer.uid ? std::uint64_t{*peer.uid} : (std::uint64_t{1} << 32U) | peer.cid.value_or(0);
   const std::lock_guard lock(mutex_);
-  auto& count = attachments_[key];
-  if (count >= attachments_max)
+  const auto held = attachments_.find(key);
+  if ((held == attachments_.end() ? 0 : held->second) >= attachments_max)
     return RegistryError{ErrorCode::Busy,
                          "as many attachments as quota.attachments allows (" + std::to_string(attachments_max) + ")"};
-  ++count;
+  ++attachments_[key];
   return Ticket([this, key] {
     const std::lock_guard inner(mutex_);
     const auto it = attachments_.find(key);
