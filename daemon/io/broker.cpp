@@ -101,18 +101,26 @@ void Broker::accepted(UniqueFd fd, Side side) {
       });
 }
 
+bool Broker::may_log_refusal() {
+  if (!refusals_.allow(std::chrono::steady_clock::now())) return false;
+  if (refusals_.suppressed() != 0) log_.warn("log lines left out about=newcomers lines={}", refusals_.suppressed());
+  return true;
+}
+
 void Broker::hello_failed(Side side, Greeted greeted, HelloFailure failure, const std::string& text) {
   add_one(failure == HelloFailure::TimedOut ? counters_.hello_timeouts : counters_.hello_refused);
-  log_.info("no hello from={} {} reason={}", side == Side::Hypervisor ? "hypervisor" : "agent",
-            to_string(greeted.peer), field(text));
+  if (may_log_refusal())
+    log_.info("no hello from={} {} reason={}", side == Side::Hypervisor ? "hypervisor" : "agent",
+              to_string(greeted.peer), field(text));
   if (side == Side::Agent && failure != HelloFailure::Closed)
     refuse_agent(greeted.fd.get(), failure == HelloFailure::TimedOut ? ErrorCode::TimedOut : ErrorCode::Invalid, text);
 }
 
 void Broker::refuse(Greeted& greeted, bool kvmi2, ErrorCode error, const std::string& text, std::string_view guest) {
   add_one(counters_.connections_refused);
-  log_.warn("hypervisor refused {} guest={} error={} reason={}", to_string(greeted.peer), field(guest), name_of(error),
-            field(text));
+  if (may_log_refusal())
+    log_.warn("hypervisor refused {} guest={} error={} reason={}", to_string(greeted.peer), field(guest),
+              name_of(error), field(text));
   if (kvmi2) answer_hypervisor(greeted.fd.get(), true, error, text);
 }
 
@@ -141,8 +149,9 @@ void Broker::hypervisor_greeted(Greeted greeted) {
 
 void Broker::refuse(AgentArrival& arrival, ErrorCode error, const std::string& text) {
   add_one(counters_.connections_refused);
-  log_.warn("agent refused name={} {} error={} reason={}", field(arrival.hello.name), to_string(arrival.peer),
-            name_of(error), field(text));
+  if (may_log_refusal())
+    log_.warn("agent refused name={} {} error={} reason={}", field(arrival.hello.name), to_string(arrival.peer),
+              name_of(error), field(text));
   refuse_agent(arrival.fd.get(), error, text);
 }
 

@@ -16,6 +16,7 @@
 #include "daemon/io/counters.h"
 #include "daemon/io/hello_reader.h"
 #include "daemon/io/listener.h"
+#include "daemon/io/log_budget.h"
 #include "daemon/io/registry.h"
 #include "daemon/io/services.h"
 #include "daemon/io/settings.h"
@@ -66,6 +67,7 @@ class Broker {
   void refuse(Greeted& greeted, bool kvmi2, ErrorCode error, const std::string& text, std::string_view guest);
   void refuse(AgentArrival& arrival, ErrorCode error, const std::string& text);
   void shards_ended();
+  [[nodiscard]] bool may_log_refusal();
 
   boost::asio::io_context& front_;
   const Settings settings_;
@@ -81,6 +83,7 @@ class Broker {
   std::unordered_map<ControlSession*, std::unique_ptr<ControlSession>> controls_;
   boost::asio::steady_timer stop_timer_;
   std::thread stop_thread_;
+  LogBudget refusals_;  ///< lines that newcomers cause
   std::function<void()> stop_done_;
   bool stopping_ = false;
 };

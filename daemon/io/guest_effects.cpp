@@ -3,6 +3,7 @@
 #include <spdlog/logger.h>
 
 #include <algorithm>
+#include <chrono>
 
 #include "daemon/io/guest_links.h"
 #include "daemon/io/registry.h"
@@ -132,6 +133,12 @@ void GuestSession::report(const core::Report& e) {
   auto& log = services_.log;
   const auto agent_line = [&](spdlog::level::level_enum level, std::string_view what) {
     if (!log.should_log(level)) return;
+    std::uint64_t suppressed = 0;
+    if (auto* link = find(e.agent)) {
+      if (!link->log_budget.allow(std::chrono::steady_clock::now())) return;
+      suppressed = link->log_budget.suppressed();
+    }
+    if (suppressed != 0) log.warn("log lines left out agent={} lines={}", e.agent.value, suppressed);
     log.log(level, "{} agent={} guest={} vcpu={} seq={} event={} action={} command={} error={} reason={}", what,
             e.agent.value, field(machine_.name()), e.vcpu.value, e.seq.value, name_of(e.event), name_of(e.action),
             name_of(e.command), name_of(e.error), field(e.text));

@@ -8,6 +8,7 @@
 
 #include "daemon/io/connection.h"
 #include "daemon/io/guest_session.h"
+#include "daemon/io/log_budget.h"
 #include "protocol/dialect_kvmi2.h"
 
 namespace kvmid::io {
@@ -78,6 +79,7 @@ class GuestSession::AgentLink final : public Connection::Owner {
   Ticket ticket;
   Ticket attachment;
   unsigned malformed_in_a_row = 0;
+  LogBudget log_budget;
   bool dirty = false;
   bool lost = false;
   bool flush_first = false;
