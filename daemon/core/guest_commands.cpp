@@ -23,7 +23,8 @@ std::optional<NamedVcpu> vcpu_of(const Command& command) {
         using C = std::decay_t<decltype(c)>;
         if constexpr (requires { c.vcpu; }) {
           constexpr bool kAll = std::is_same_v<C, PauseVcpu> || std::is_same_v<C, ControlEvents> ||
-                                std::is_same_v<C, ControlCr> || std::is_same_v<C, ControlMsr> || std::is_same_v<C, SetFilter>;
+                                std::is_same_v<C, ControlCr> || std::is_same_v<C, ControlMsr> ||
+                                std::is_same_v<C, SetFilter>;
           return NamedVcpu{c.vcpu, kAll};
         } else {
           return std::nullopt;
@@ -46,9 +47,11 @@ std::optional<Refusal> GuestMachine::refusal_of(AgentSlot slot, const Command& c
   const Agent& agent = agents_[slot];
   const CommandId id = id_of(command);
   if (id == CommandId::GetVersion || id == CommandId::GetGuestInfo) return std::nullopt;
-  if (id == CommandId::GetGuests) return Refusal{ErrorCode::NotServed, "the list of guests is on a control connection (hello without a uuid)"};
+  if (id == CommandId::GetGuests)
+    return Refusal{ErrorCode::NotServed, "the list of guests is on a control connection (hello without a uuid)"};
   if (!agent.grant.commands.has(id)) return Refusal{ErrorCode::NotPermitted, "policy does not allow this command"};
-  if (link_ != Link::Up || stopping_ || unhook_) return Refusal{ErrorCode::NoDevice, "the hypervisor of this guest is not connected"};
+  if (link_ != Link::Up || stopping_ || unhook_)
+    return Refusal{ErrorCode::NoDevice, "the hypervisor of this guest is not connected"};
   if (id == CommandId::GrantMemory || id == CommandId::SetFilter)
     return Refusal{ErrorCode::NotServed, "this kvmid does not serve the command; it is not in the mask of GET_VERSION"};
   if (!version_.commands.has(id)) return Refusal{ErrorCode::NotSupported, kNotSupported};
@@ -60,16 +63,25 @@ std::optional<Refusal> GuestMachine::refusal_of(AgentSlot slot, const Command& c
   if (const auto* events = std::get_if<ControlEvents>(&command)) refusal = refusal_of_events(agent, *events);
   if (const auto* pages = std::get_if<SetPageAccess>(&command)) refusal = refusal_of_pages(slot, *pages);
   if (const auto* get = std::get_if<GetPageAccess>(&command)) {
-    if (get->space != AddressSpace::Normal) refusal = Refusal{ErrorCode::NotSupported, "page rights exist in the normal address space only"};
-    else if (!is_page_range(get->gpa.value, get->pages, facts_.max_gpa)) refusal = Refusal{ErrorCode::Fault, "pages are not aligned or not guest memory"};
+    if (get->space != AddressSpace::Normal)
+      refusal = Refusal{ErrorCode::NotSupported, "page rights exist in the normal address space only"};
+    else if (!is_page_range(get->gpa.value, get->pages, facts_.max_gpa))
+      refusal = Refusal{ErrorCode::Fault, "pages are not aligned or not guest memory"};
   }
   if (const auto* cr = std::get_if<ControlCr>(&command); cr && !x86::is_trackable_cr(cr->cr))
     refusal = Refusal{ErrorCode::Invalid, "CR 0, 3 and 4 can be tracked"};
   if (const auto* msr = std::get_if<ControlMsr>(&command)) {
-    if (!x86::is_trackable_msr(msr->msr)) refusal = Refusal{ErrorCode::Invalid, "this MSR is outside the ranges that can be tracked"};
-    else if (msr->enable && subscriptions_.msrs_of(slot) + (msr->vcpu == kAllVcpus ? vcpus_.size() : 1) > agent.grant.quota.msrs_max)
+    if (!x86::is_trackable_msr(msr->msr))
+      refusal = Refusal{ErrorCode::Invalid, "this MSR is outside the ranges that can be tracked"};
+    else if (msr->enable && subscriptions_.msrs_of(slot) + untracked(slot, *msr) > agent.grant.quota.msrs_max)
       refusal = Refusal{ErrorCode::Busy, "quota of tracked MSRs (msrs) is used up"};
   }
+  if (const auto* pause = std::get_if<PauseVcpu>(&command))
+    for_each_vcpu(pause->vcpu, [&](VcpuId vcpu) {
+      const VcpuMachine& machine = vcpus_[vcpu.value];
+      if (pauses_[vcpu.value].counts[slot] + machine.owed(slot) >= kPausesMax)
+        refusal = Refusal{ErrorCode::Busy, "too many pauses of this vCPU are not replied to"};
+    });
   if (const auto* inject = std::get_if<InjectException>(&command)) {
     const kvmi_inject_exception request{inject->vcpu.value, inject->vector, std::uint8_t{inject->has_error_code},
                                         inject->error_code, inject->address};
@@ -79,31 +91,48 @@ std::optional<Refusal> GuestMachine::refusal_of(AgentSlot slot, const Command& c
 }
 
 std::optional<Refusal> GuestMachine::refusal_of_events(const Agent& agent, const ControlEvents& command) const {
-  if ((command.events.bits & ~kEveryEvent.bits) != 0) return Refusal{ErrorCode::Invalid, "the set names an event that does not exist"};
+  if ((command.events.bits & ~kEveryEvent.bits) != 0)
+    return Refusal{ErrorCode::Invalid, "the set names an event that does not exist"};
   if (command.operation == Operation::Disable) return std::nullopt;
   if ((command.events.bits & ~version_.events.bits) != 0) return Refusal{ErrorCode::NotSupported, kNotSupported};
-  if ((command.events.bits & ~agent.grant.events.bits) != 0) return Refusal{ErrorCode::NotPermitted, "policy does not allow one of these events"};
+  if ((command.events.bits & ~agent.grant.events.bits) != 0)
+    return Refusal{ErrorCode::NotPermitted, "policy does not allow one of these events"};
   if (command.role == Role::Decider && command.events.bits != 0) {
-    if (agent.demoted) return Refusal{ErrorCode::NotPermitted, "too many deadlines were missed: an observer until it attaches again"};
+    if (agent.demoted)
+      return Refusal{ErrorCode::NotPermitted, "too many deadlines were missed: an observer until it attaches again"};
     if (agent.grant.role == Role::Observer) return Refusal{ErrorCode::NotPermitted, "policy allows observing only"};
   }
   return std::nullopt;
 }
 
 std::optional<Refusal> GuestMachine::refusal_of_pages(AgentSlot slot, const SetPageAccess& command) const {
-  if (command.space != AddressSpace::Normal) return Refusal{ErrorCode::NotSupported, "page rights exist in the normal address space only"};
-  std::uint64_t restricted = pages_.pages_of(slot);
+  if (command.space != AddressSpace::Normal)
+    return Refusal{ErrorCode::NotSupported, "page rights exist in the normal address space only"};
+  constexpr Refusal kOverQuota{ErrorCode::Busy, "quota of restricted pages (pages) is used up"};
   const std::uint64_t pages_max = agents_[slot].grant.quota.pages_max;
+  std::uint64_t named = 0;  // to be restricted by this command: bounds the work that it can cause
+  std::uint64_t restricted = pages_.pages_of(slot);
   for (std::size_t i = 0; i < command.entries.size(); ++i) {
     const kvmi_page_access_entry entry = command.entries[i];
-    if (!is_page_range(entry.gpa, entry.pages, facts_.max_gpa)) return Refusal{ErrorCode::Fault, "pages are not aligned or not guest memory"};
+    if (!is_page_range(entry.gpa, entry.pages, facts_.max_gpa))
+      return Refusal{ErrorCode::Fault, "pages are not aligned or not guest memory"};
     if (const auto error = x86::refuse_page_rights(entry.access, facts_.execute_only))
       return Refusal{ErrorCode::Invalid, x86::text_of(*error)};
     if (entry.access == kRwx) continue;
-    restricted += entry.pages;  // as if none of them were restricted yet: an upper bound that costs nothing
-    if (restricted > pages_max) return Refusal{ErrorCode::Busy, "quota of restricted pages (pages) is used up"};
+    named += entry.pages;
+    if (named > pages_max) return kOverQuota;
+    const Gfn first{entry.gpa >> kPageShift};
+    restricted += entry.pages - pages_.restricted_in(slot, first, Gfn{first.value + entry.pages});
+    if (restricted > pages_max) return kOverQuota;
   }
   return std::nullopt;
+}
+
+/// On how many vCPUs the command would begin to track its MSR.
+std::size_t GuestMachine::untracked(AgentSlot slot, const ControlMsr& command) const {
+  std::size_t count = 0;
+  for_each_vcpu(command.vcpu, [&](VcpuId vcpu) { count += subscriptions_.has_msr(vcpu, slot, command.msr) ? 0 : 1; });
+  return count;
 }
 
 void GuestMachine::command_arrived(AgentSlot slot, Seq seq, const Command& command, TimePoint now, Effects& out) {
@@ -111,36 +140,44 @@ void GuestMachine::command_arrived(AgentSlot slot, Seq seq, const Command& comma
   const auto id = static_cast<std::uint16_t>(id_of(command));
   if (const auto refusal = refusal_of(slot, command)) return refuse(slot, seq, id, refusal->error, refusal->text, out);
 
-  std::visit(Overloaded{
-                 [&](const GetVersion&) {
-                   const Grant& grant = agents_[slot].grant;
-                   answer(slot, seq, {id, {}, {}, GetVersionReply{KVMI_VERSION, KVMI_MAX_PAYLOAD, commands_for(grant), events_for(grant)}}, out);
-                 },
-                 [&](const GetGuestInfo&) { answer(slot, seq, {id, {}, {}, facts_}, out); },
-                 [&](const GetPageAccess& c) { answer_page_access(slot, seq, c, out); },
-                 [&](const SetRegisters& c) { stage_registers(slot, seq, c, out); },
-                 [&](const ReadPhysical& c) { forward_read(slot, seq, c, now, out); },
-                 [&](const WritePhysical& c) { forward_write(slot, seq, c, now, out); },
-                 [&](const PauseVcpu&) { queue_wish(slot, seq, command, now, out); },
-                 [&](const SetPageAccess&) { queue_wish(slot, seq, command, now, out); },
-                 [&](const ControlEvents&) { queue_wish(slot, seq, command, now, out); },
-                 [&](const ControlCr&) { queue_wish(slot, seq, command, now, out); },
-                 [&](const ControlMsr&) { queue_wish(slot, seq, command, now, out); },
-                 [&](const ControlSinglestep&) { queue_wish(slot, seq, command, now, out); },
-                 [&](const auto& other) {
-                   VcpuId vcpu;
-                   if constexpr (requires { other.vcpu; }) vcpu = other.vcpu;
-                   forward(slot, seq, command, vcpu, 0, now, out);
-                 },
-             },
-             command);
+  std::visit(
+      Overloaded{
+          [&](const GetVersion&) {
+            const Grant& grant = agents_[slot].grant;
+            answer(
+                slot, seq,
+                {id, {}, {}, GetVersionReply{KVMI_VERSION, KVMI_MAX_PAYLOAD, commands_for(grant), events_for(grant)}},
+                out);
+          },
+          [&](const GetGuestInfo&) {
+            answer(slot, seq, {id, {}, {}, facts_}, out);
+          },
+          [&](const GetPageAccess& c) { answer_page_access(slot, seq, c, out); },
+          [&](const SetRegisters& c) { stage_registers(slot, seq, c, out); },
+          [&](const GetRegisters& c) { forward_registers(slot, seq, c, now, out); },
+          [&](const ReadPhysical& c) { forward_read(slot, seq, c, now, out); },
+          [&](const WritePhysical& c) { forward_write(slot, seq, c, now, out); },
+          [&](const PauseVcpu&) { queue_wish(slot, seq, command, now, out); },
+          [&](const SetPageAccess&) { queue_wish(slot, seq, command, now, out); },
+          [&](const ControlEvents&) { queue_wish(slot, seq, command, now, out); },
+          [&](const ControlCr&) { queue_wish(slot, seq, command, now, out); },
+          [&](const ControlMsr&) { queue_wish(slot, seq, command, now, out); },
+          [&](const ControlSinglestep&) { queue_wish(slot, seq, command, now, out); },
+          [&](const auto& other) {
+            VcpuId vcpu;
+            if constexpr (requires { other.vcpu; }) vcpu = other.vcpu;
+            forward(slot, seq, command, vcpu, 0, now, out);
+          },
+      },
+      command);
 }
 
 void GuestMachine::answer(AgentSlot slot, Seq seq, CommandReply reply, Effects& out) {
   out.emplace_back(SendReply{agents_[slot].id, seq, reply});
 }
 
-void GuestMachine::refuse(AgentSlot slot, Seq seq, std::uint16_t id, ErrorCode error, std::string_view text, Effects& out) {
+void GuestMachine::refuse(AgentSlot slot, Seq seq, std::uint16_t id, ErrorCode error, std::string_view text,
+                          Effects& out) {
   ++counters_.commands_refused;
   answer(slot, seq, CommandReply{id, error, text, {}}, out);
   out.emplace_back(Report{.fact = Fact::CommandRefused,
@@ -152,18 +189,31 @@ void GuestMachine::refuse(AgentSlot slot, Seq seq, std::uint16_t id, ErrorCode e
 }
 
 /// `tag`: what the size of the answer is checked against.
-void GuestMachine::forward(AgentSlot slot, Seq seq, const Command& command, VcpuId vcpu, std::uint32_t tag, TimePoint now,
-                           Effects& out) {
+void GuestMachine::forward(AgentSlot slot, Seq seq, const Command& command, VcpuId vcpu, std::uint32_t tag,
+                           TimePoint now, Effects& out) {
   const CommandId id = id_of(command);
   Agent& agent = agents_[slot];
   if (!agent.requests.charge(1))
-    return refuse(slot, seq, static_cast<std::uint16_t>(id), ErrorCode::Busy, "quota of open commands (requests) is used up", out);
-  const OpenCommand open{.id = id, .purpose = Purpose::Agent, .slot = slot, .agent = agent.id, .agent_seq = seq, .vcpu = vcpu, .tag = tag};
-  if (!send_command(command, open, now, out)) {
+    return refuse(slot, seq, static_cast<std::uint16_t>(id), ErrorCode::Busy,
+                  "quota of open commands (requests) is used up", out);
+  const OpenCommand open{
+      .id = id, .purpose = Purpose::Agent, .slot = slot, .agent = agent.id, .agent_seq = seq, .vcpu = vcpu, .tag = tag};
+  if (ledger_.size() >= kOpenForAgentsMax || !send_command(command, open, now, out)) {
     agent.requests.release(1);
-    return refuse(slot, seq, static_cast<std::uint16_t>(id), ErrorCode::Busy, "the guest has too many open commands", out);
+    return refuse(slot, seq, static_cast<std::uint16_t>(id), ErrorCode::Busy, "the guest has too many open commands",
+                  out);
   }
   ++counters_.commands_forwarded;
+}
+
+void GuestMachine::forward_registers(AgentSlot slot, Seq seq, const GetRegisters& command, TimePoint now,
+                                     Effects& out) {
+  constexpr std::size_t kMsrsMax =
+      (KVMI_MAX_PAYLOAD - sizeof(kvmi_error) - sizeof(kvmi_get_registers_reply)) / sizeof(kvmi_x86_msr);
+  if (command.msrs.size() > kMsrsMax)
+    return refuse(slot, seq, KVMI_MSG_GET_REGISTERS, ErrorCode::TooBig,
+                  "the values of so many MSRs are larger than one message", out);
+  forward(slot, seq, command, command.vcpu, static_cast<std::uint32_t>(command.msrs.size()), now, out);
 }
 
 void GuestMachine::forward_read(AgentSlot slot, Seq seq, const ReadPhysical& command, TimePoint now, Effects& out) {
@@ -190,11 +240,15 @@ void GuestMachine::answer_page_access(AgentSlot slot, Seq seq, const GetPageAcce
   for (std::uint64_t gfn = first; gfn < first + command.pages;) {
     const auto [access, end] = pages_.run(slot, Gfn{gfn}, Gfn{first + command.pages});
     if (reply_entries_.size() == kEntriesMax)
-      return refuse(slot, seq, KVMI_MSG_GET_PAGE_ACCESS, ErrorCode::TooBig, "the answer is larger than one message: ask for fewer pages", out);
+      return refuse(slot, seq, KVMI_MSG_GET_PAGE_ACCESS, ErrorCode::TooBig,
+                    "the answer is larger than one message: ask for fewer pages", out);
     reply_entries_.push_back({gfn << kPageShift, static_cast<std::uint32_t>(end.value - gfn), access, {}});
     gfn = end.value;
   }
-  answer(slot, seq, {KVMI_MSG_GET_PAGE_ACCESS, {}, {}, GetPageAccessReply{std::span<const kvmi_page_access_entry>(reply_entries_)}}, out);
+  answer(
+      slot, seq,
+      {KVMI_MSG_GET_PAGE_ACCESS, {}, {}, GetPageAccessReply{std::span<const kvmi_page_access_entry>(reply_entries_)}},
+      out);
 }
 
 /// During an event that the agent decides: kept, and loaded just before the merged reply if its word counts.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // Events of a guest: who is told, who owes a reply, and what the merged reply is.
-#include <bit>
+#include <algorithm>
 
 #include "daemon/core/guest_machine.h"
 
@@ -8,8 +8,26 @@ namespace kvmid::core {
 
 namespace {
 
+/// What the wire can say: a configured time of more than an hour is told as the longest there is.
 std::uint32_t to_us(std::chrono::milliseconds time) {
-  return static_cast<std::uint32_t>(std::chrono::microseconds(time).count());
+  const auto us = std::chrono::microseconds(time).count();
+  return static_cast<std::uint32_t>(std::clamp<decltype(us)>(us, 0, 0xffffffff));
+}
+
+/// What a reply carries must fit the event; "" if it does.
+std::string_view fault_of(const EventReply& reply, const Event& event) {
+  const EventKind kind = event.kind();
+  if (reply.event != kind) return "the reply names another event";
+  if (!event.actions.has(reply.action)) return "the event does not take this action";
+  const bool takes_value = kind == EventKind::Cr || kind == EventKind::Msr || kind == EventKind::Xsetbv;
+  if (std::holds_alternative<NewValue>(reply.value) && !takes_value) return "the event takes no new value";
+  if (std::holds_alternative<NewData>(reply.value) && kind != EventKind::Access) return "the event takes no data";
+  if (reply.trap_access && (kind != EventKind::PageFault || reply.action != Action::Allow))
+    return "TRAP_ACCESS belongs to a page fault that is allowed";
+  if (reply.step_over && (kind != EventKind::Breakpoint || reply.action != Action::Retry))
+    return "STEP_OVER belongs to a breakpoint that is tried again";
+  if (reply.has_cookie && reply.cookie != 0 && event.cookie == 0) return "no cookie came with the event";
+  return {};
 }
 
 }  // namespace
@@ -25,11 +43,20 @@ void GuestMachine::event_arrived(Seq seq, const Event& event, TimePoint now, Eff
   if (link_ != Link::Up) return break_link("sent an event before it said its version", seq, event.vcpu, out);
   ++counters_.events;
   if (event.kind() == EventKind::Unhook) return unhook(seq, event, now, out);
-  if (event.vcpu.value >= vcpus_.size()) return break_link("sent an event of a vCPU that it does not have", seq, event.vcpu, out);
+  if (event.vcpu.value >= vcpus_.size())
+    return break_link("sent an event of a vCPU that it does not have", seq, event.vcpu, out);
   VcpuMachine& machine = vcpus_[event.vcpu.value];
   if (machine.waiting()) return break_link("sent an event of a vCPU that already waits", seq, event.vcpu, out);
+  if (event.actions.bits == 0 || event.actions.bits >= (1U << kActionCount))
+    return break_link("sent an event that takes no action, or one that does not exist", seq, event.vcpu, out);
 
-  machine.begin(event, seq, Seq{++event_counter_}, now);
+  if (event.kind() == EventKind::CreateVcpu) {
+    // A vCPU that begins anew may have forgotten what it was told.
+    anew_[event.vcpu.value] = true;
+    tell_soon(now, out);
+  }
+  if (static_cast<std::uint32_t>(++event_counter_) == 0) ++event_counter_;
+  machine.begin(event, seq, Seq{static_cast<std::uint32_t>(event_counter_)}, now);
   mark_waiting(event.vcpu, true);
   const auto [deciders, observers] = audience(event);
   if (event.kind() == EventKind::Pause) {
@@ -54,15 +81,9 @@ std::pair<AgentSet, AgentSet> GuestMachine::audience(const Event& event) const {
   if (const auto* msr = std::get_if<MsrData>(&event.data)) wishing = subscriptions_.wishing_msr(event.vcpu, msr->msr);
   if (const auto* fault = std::get_if<PageFaultData>(&event.data))
     wishing = pages_.forbidding(gfn_of(fault->gpa), fault->access);
+  if (kind == EventKind::Singlestep) wishing = subscriptions_.stepping(event.vcpu);
   AgentSet deciders = subscriptions_.deciders(event.vcpu, kind) & wishing;
   AgentSet observers = subscriptions_.observers(event.vcpu, kind) & wishing;
-  if (kind == EventKind::Singlestep) {
-    AgentSet stepping;
-    present_.for_each([&](AgentSlot slot) {
-      if (subscriptions_.has_singlestep(event.vcpu, slot)) stepping.add(slot);
-    });
-    deciders = deciders & stepping;
-  }
   if (kind == EventKind::Pause) {
     deciders = {};
     const PauseState& pause = pauses_[event.vcpu.value];
@@ -76,7 +97,8 @@ std::pair<AgentSet, AgentSet> GuestMachine::audience(const Event& event) const {
 
 /// What kvmid answers where no agent decides.
 Action GuestMachine::unattended_action(const Event& event) const {
-  if (const auto* fault = std::get_if<PageFaultData>(&event.data); fault != nullptr && event.actions.has(Action::Retry)) {
+  if (const auto* fault = std::get_if<PageFaultData>(&event.data);
+      fault != nullptr && event.actions.has(Action::Retry)) {
     const Gfn gfn = gfn_of(fault->gpa);
     const bool somebody_forbids = !withdrawing() && pages_.forbidding(gfn, fault->access).any();
     const auto told = told_pages_.find(gfn.value);
@@ -105,14 +127,10 @@ void GuestMachine::unhook(Seq seq, const Event& event, TimePoint now, Effects& o
   unhook_ = seq;
   unhook_answered_ = false;
   const OffReason reason = std::get<UnhookData>(event.data).reason;
-  present_.for_each([&](AgentSlot slot) {
-    out.emplace_back(SendGuestOff{agents_[slot].id, reason, "the hypervisor lets the guest go"});
-  });
+  present_.for_each([&](AgentSlot slot) { send_off(slot, reason, "the hypervisor lets the guest go", out); });
   give_up_votes(now, out);
   touch_all_pages();
-  wishes_.push_front(WishChange{});
-  if (busy_) std::swap(wishes_[0], wishes_[1]);
-  next_wish(now, out);
+  tell_soon(now, out);
 }
 
 /// Every vote that is owed becomes its agent's default.
@@ -130,7 +148,14 @@ void GuestMachine::agent_reply(AgentSlot slot, Seq seq, const EventReply& reply,
     return refuse_reply(slot, seq, reply.vcpu, reply.event, ErrorCode::Invalid, "no such vCPU", out);
   VcpuMachine& machine = vcpus_[reply.vcpu.value];
   if (!machine.waiting() || machine.event_seq() != seq) {
-    const bool was_sent = seq.value != 0 && event_counter_ - seq.value < 0x80000000U;
+    if (VcpuMachine* other = owing(slot, seq)) {
+      other->default_vote(agents_[slot].voter(slot));
+      refuse_reply(slot, seq, other->event().vcpu, other->event().kind(), ErrorCode::Invalid,
+                   "the reply names another vCPU", out);
+      return settle(*other, now, out);
+    }
+    const std::uint32_t age = static_cast<std::uint32_t>(event_counter_) - seq.value;
+    const bool was_sent = seq.value != 0 && age < 0x80000000U && age < event_counter_;
     if (was_sent)
       return refuse_reply(slot, seq, reply.vcpu, reply.event, ErrorCode::Stale, "too late: the event has ended", out);
     return refuse_reply(slot, seq, reply.vcpu, reply.event, ErrorCode::NoEntry, "no event has this seq", out);
@@ -143,9 +168,7 @@ void GuestMachine::agent_reply(AgentSlot slot, Seq seq, const EventReply& reply,
   }
   Agent& agent = agents_[slot];
   const Event& event = machine.event();
-  std::string_view fault;
-  if (reply.event != event.kind()) fault = "the reply names another event";
-  else if (!event.actions.has(reply.action)) fault = "the event does not take this action";
+  const std::string_view fault = fault_of(reply, event);
   if (!fault.empty()) {
     machine.default_vote(agent.voter(slot));
     refuse_reply(slot, seq, reply.vcpu, event.kind(), ErrorCode::Invalid, fault, out);
@@ -154,6 +177,14 @@ void GuestMachine::agent_reply(AgentSlot slot, Seq seq, const EventReply& reply,
     machine.vote(agent.voter(slot), reply);
   }
   settle(machine, now, out);
+}
+
+VcpuMachine* GuestMachine::owing(AgentSlot slot, Seq seq) {
+  VcpuMachine* found = nullptr;
+  for_each_waiting([&](VcpuId, VcpuMachine& machine) {
+    if (machine.event_seq() == seq && machine.owes(slot)) found = &machine;
+  });
+  return found;
 }
 
 void GuestMachine::refuse_reply(AgentSlot slot, Seq seq, VcpuId vcpu, EventKind kind, ErrorCode error,
@@ -183,14 +214,15 @@ void GuestMachine::missed(AgentSlot slot, VcpuMachine& machine, Effects& out) {
   ++agent.expired;
   const bool counts = kind != EventKind::Pause;  // a long pause is not a missed decision
   if (counts) ++agent.strikes;
-  out.emplace_back(SendNotice{agent.id, Notice{.kind = NoticeKind::Expired,
-                                               .event = kind,
-                                               .action = action,
-                                               .vcpu = machine.event().vcpu,
-                                               .error = ErrorCode::TimedOut,
-                                               .event_seq = machine.event_seq(),
-                                               .count = agent.strikes,
-                                               .text = "the deadline passed; the default action was taken as the vote"}});
+  out.emplace_back(
+      SendNotice{agent.id, Notice{.kind = NoticeKind::Expired,
+                                  .event = kind,
+                                  .action = action,
+                                  .vcpu = machine.event().vcpu,
+                                  .error = ErrorCode::TimedOut,
+                                  .event_seq = machine.event_seq(),
+                                  .count = agent.strikes,
+                                  .text = "the deadline passed; the default action was taken as the vote"}});
   out.emplace_back(Report{.fact = Fact::Expired,
                           .agent = agent.id,
                           .vcpu = machine.event().vcpu,
@@ -213,6 +245,20 @@ void GuestMachine::demote(AgentSlot slot, Effects& out) {
   out.emplace_back(Report{.fact = Fact::Demoted, .agent = agent.id, .text = "too many deadlines missed in a row"});
 }
 
+void GuestMachine::load_registers(VcpuId vcpu, const Verdict& verdict, TimePoint now, Effects& out) {
+  const OpenCommand open{
+      .id = CommandId::SetRegisters, .purpose = Purpose::Registers, .agent = verdict.decided_by, .vcpu = vcpu};
+  if (ledger_.size() < kOpenForRegistersMax && send_command(SetRegisters{vcpu, verdict.regs}, open, now, out)) return;
+  out.emplace_back(
+      Report{.fact = Fact::UnionRefused,
+             .agent = verdict.decided_by,
+             .vcpu = vcpu,
+             .seq = verdict.event_seq,
+             .command = CommandId::SetRegisters,
+             .error = ErrorCode::Busy,
+             .text = "staged registers were not loaded: the hypervisor leaves too many commands unanswered"});
+}
+
 // Waiting --last vote--> Running: registers that were staged, then the one reply.
 void GuestMachine::settle(VcpuMachine& machine, TimePoint now, Effects& out) {
   if (!machine.waiting() || machine.pending().any()) return;
@@ -222,9 +268,7 @@ void GuestMachine::settle(VcpuMachine& machine, TimePoint now, Effects& out) {
   mark_waiting(vcpu, false);
   const bool attended = verdict.votes + verdict.defaults != 0;
   if (!attended) verdict.reply.action = unattended_action(event);
-  if (verdict.set_registers)
-    send_command(SetRegisters{vcpu, verdict.regs},
-                 OpenCommand{.id = CommandId::SetRegisters, .purpose = Purpose::Registers, .vcpu = vcpu}, now, out);
+  if (verdict.set_registers) load_registers(vcpu, verdict, now, out);
   out.emplace_back(SendEventReply{verdict.hypervisor_seq, verdict.reply});
 
   if (!attended) ++counters_.unattended;

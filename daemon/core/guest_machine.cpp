@@ -6,6 +6,10 @@
 
 namespace kvmid::core {
 
+namespace {
+constexpr std::string_view kGone = "the hypervisor is gone";
+}
+
 GuestMachine::GuestMachine(HypervisorHello hello, GuestLimits limits) : hello_(std::move(hello)), limits_(limits) {
   agents_.resize(kAgentsPerGuestMax);
 }
@@ -17,37 +21,54 @@ void GuestMachine::on_hypervisor_connected(const HypervisorHello& hello, TimePoi
   if (link_ != Link::Down) return;  // the shell refuses a second hypervisor before it comes here
   if (known_ && hello.start_time != hello_.start_time) {
     // The guest was started anew: pages and MSRs that agents named belong to the one that is gone.
-    present_.for_each([&](AgentSlot slot) {
-      const AgentId id = agents_[slot].id;
-      out.emplace_back(SendGuestOff{id, OffReason::Reset, "the guest was started anew"});
-      out.emplace_back(CloseAgent{id, "guest was started anew"});
-      subscriptions_.remove(slot);
-      pages_.remove(slot, [](Gfn) {});
-    });
-    present_ = {};
+    drop_agents("the guest was started anew", out);
+    known_ = false;
   }
   hello_ = hello;
   link_ = Link::AskingVersion;
   send_command(GetVersion{}, OpenCommand{.id = CommandId::GetVersion, .purpose = Purpose::LinkUp}, now, out);
 }
 
+void GuestMachine::drop_agents(std::string_view text, Effects& out) {
+  present_.for_each([&](AgentSlot slot) {
+    const AgentId id = agents_[slot].id;
+    out.emplace_back(SendGuestOff{id, OffReason::Reset, text});
+    out.emplace_back(CloseAgent{id, text});
+    subscriptions_.remove(slot);
+    pages_.remove(slot, [](Gfn) {});
+  });
+  present_ = {};
+}
+
+/// Each going is told once, whatever follows it.
+void GuestMachine::send_off(AgentSlot slot, OffReason reason, std::string_view text, Effects& out) {
+  if (agents_[slot].told_off) return;
+  agents_[slot].told_off = true;
+  out.emplace_back(SendGuestOff{agents_[slot].id, reason, text});
+}
+
 void GuestMachine::link_reply(const CommandReply& reply, const OpenCommand& open, TimePoint now, Effects& out) {
   if (reply.error != ErrorCode::None) return break_link("refused to say its version or facts", Seq{}, VcpuId{}, out);
   // AskingVersion --version--> AskingInfo
   if (open.id == CommandId::GetVersion) {
-    version_ = std::get<GetVersionReply>(reply.body);
+    const auto* version = std::get_if<GetVersionReply>(&reply.body);
+    if (version == nullptr) return break_link("answered GET_VERSION without its version", Seq{}, VcpuId{}, out);
+    version_ = *version;
+    version_.events.bits &= kEveryEvent.bits;
     if (version_.version != KVMI_VERSION) return break_link("speaks another version", Seq{}, VcpuId{}, out);
     link_ = Link::AskingInfo;
     send_command(GetGuestInfo{}, OpenCommand{.id = CommandId::GetGuestInfo, .purpose = Purpose::LinkUp}, now, out);
     return;
   }
   // AskingInfo --info--> Up: what agents still wish is told again.
-  const auto& facts = std::get<GetGuestInfoReply>(reply.body);
+  const auto* info = std::get_if<GetGuestInfoReply>(&reply.body);
+  if (info == nullptr) return break_link("answered GET_GUEST_INFO without its facts", Seq{}, VcpuId{}, out);
+  const GetGuestInfoReply facts = *info;
   if (facts.vcpu_count == 0 || facts.vcpu_count > kVcpusMax)
     return break_link("has no vCPU, or more than can be served", Seq{}, VcpuId{}, out);
   if (facts.arch != KVMI_ARCH_X86) return break_link("has an architecture that is not known", Seq{}, VcpuId{}, out);
-  if (known_ && facts.vcpu_count != facts_.vcpu_count && present_.any())
-    return break_link("came back with another number of vCPUs", Seq{}, VcpuId{}, out);
+  if (known_ && facts.vcpu_count != facts_.vcpu_count)
+    drop_agents("the guest came back with another number of vCPUs", out);
   if (!known_ || facts.vcpu_count != facts_.vcpu_count) {
     subscriptions_ = Subscriptions(facts.vcpu_count);
     vcpus_.assign(facts.vcpu_count, VcpuMachine{});
@@ -56,18 +77,25 @@ void GuestMachine::link_reply(const CommandReply& reply, const OpenCommand& open
   facts_ = facts;
   known_ = true;
   told_.assign(facts.vcpu_count, {});
+  anew_.assign(facts.vcpu_count, false);
   told_pages_.clear();
+  touched_pages_.clear();
   pauses_.assign(facts.vcpu_count, PauseState{false, std::vector<std::uint16_t>(kAgentsPerGuestMax, 0)});
   unhook_.reset();
   link_ = Link::Up;
   out.emplace_back(GuestReady{});
   out.emplace_back(Report{.fact = Fact::Linked, .text = "hypervisor is connected"});
-  present_.for_each([&](AgentSlot slot) { out.emplace_back(SendGuestOn{agents_[slot].id}); });
-  if (present_.any()) {
-    touch_all_pages();
-    wishes_.push_front(WishChange{});
-    next_wish(now, out);
-  }
+  present_.for_each([&](AgentSlot slot) {
+    agents_[slot].told_off = false;
+    out.emplace_back(SendGuestOn{agents_[slot].id});
+    // It may have come back with less than it had.
+    if (enforce_grant(slot))
+      send_revoked(slot, ErrorCode::NotSupported, "the hypervisor came back without some of the events or commands",
+                   out);
+  });
+  if (!present_.any()) return;
+  touch_all_pages();
+  tell_soon(now, out);
 }
 
 void GuestMachine::on_hypervisor_message(Seq seq, const Upward& message, TimePoint now, Effects& out) {
@@ -78,12 +106,21 @@ void GuestMachine::on_hypervisor_message(Seq seq, const Upward& message, TimePoi
 
   const auto open = ledger_.close(seq);
   if (!open) return break_link("answered a command that is not open", seq, VcpuId{}, out);
-  if (reply->id != static_cast<std::uint16_t>(open->id))
-    return break_link("answered with the id of another command", seq, VcpuId{}, out);
+  const auto broken = [&](std::string_view text) {
+    // Out of the ledger already, so it is not among those that the loss of the link answers.
+    if (open->purpose == Purpose::Agent && is_present(open->slot, open->agent)) {
+      agents_[open->slot].requests.release(1);
+      refuse(open->slot, open->agent_seq, static_cast<std::uint16_t>(open->id), ErrorCode::NoDevice, kGone, out);
+    }
+    break_link(text, seq, VcpuId{}, out);
+  };
+  if (reply->id != static_cast<std::uint16_t>(open->id)) return broken("answered with the id of another command");
 
   switch (open->purpose) {
-    case Purpose::LinkUp: return link_reply(*reply, *open, now, out);
-    case Purpose::Wish: return wish_confirmed(*open, *reply, now, out);
+    case Purpose::LinkUp:
+      return link_reply(*reply, *open, now, out);
+    case Purpose::Wish:
+      return wish_confirmed(*open, *reply, now, out);
     case Purpose::Registers:
       if (reply->error != ErrorCode::None)
         out.emplace_back(Report{.fact = Fact::UnionRefused,
@@ -93,19 +130,21 @@ void GuestMachine::on_hypervisor_message(Seq seq, const Upward& message, TimePoi
                                 .error = reply->error,
                                 .text = "staged registers were not loaded"});
       return;
-    case Purpose::Agent: break;
+    case Purpose::Agent:
+      break;
   }
   // The size of an answer is the hypervisor's word; the agent must get what it asked for.
   if (const auto* read = std::get_if<ReadPhysicalReply>(&reply->body); read && read->data.size() != open->tag)
-    return break_link("answered READ_PHYSICAL with another size than asked", seq, VcpuId{}, out);
+    return broken("answered READ_PHYSICAL with another size than asked");
   if (const auto* regs = std::get_if<GetRegistersReply>(&reply->body); regs && regs->msrs.size() != open->tag)
-    return break_link("answered GET_REGISTERS with other MSRs than asked", seq, VcpuId{}, out);
+    return broken("answered GET_REGISTERS with other MSRs than asked");
   if (!is_present(open->slot, open->agent)) return;  // asked by an agent that is gone
   agents_[open->slot].requests.release(1);
   answer(open->slot, open->agent_seq, *reply, out);
 }
 
 void GuestMachine::on_hypervisor_malformed(const DecodeError&, TimePoint, Effects& out) {
+  if (link_ == Link::Down) return;
   break_link("sent a message that cannot be decoded", Seq{}, VcpuId{}, out);
 }
 
@@ -129,13 +168,13 @@ void GuestMachine::on_hypervisor_lost(OffReason reason, TimePoint, Effects& out)
   }
   // A wish that was under way was not confirmed: its agent is told so, and it does not hold.
   if (busy_ && !undoing_) undo_wish(TimePoint{}, out);
-  fail_open_commands(ErrorCode::NoDevice, "the hypervisor is gone", out);
+  fail_open_commands(ErrorCode::NoDevice, kGone, out);
   told_.assign(vcpus_.size(), {});
   told_pages_.clear();
+  touched_pages_.clear();  // all are told anew when the link is up
   out.emplace_back(Report{.fact = Fact::LinkLost, .text = "hypervisor is gone"});
-  present_.for_each([&](AgentSlot slot) {
-    out.emplace_back(SendGuestOff{agents_[slot].id, reason, "the hypervisor is gone; wishes are kept until it is back"});
-  });
+  present_.for_each(
+      [&](AgentSlot slot) { send_off(slot, reason, "the hypervisor is gone; wishes are kept until it is back", out); });
 }
 
 void GuestMachine::fail_open_commands(ErrorCode error, std::string_view text, Effects& out) {
@@ -152,6 +191,8 @@ void GuestMachine::fail_open_commands(ErrorCode error, std::string_view text, Ef
   wishes_.clear();
   busy_ = undoing_ = false;
   wish_parts_open_ = 0;
+  wish_parts_.clear();
+  wish_parts_sent_ = 0;
 }
 
 std::optional<Seq> GuestMachine::send_command(const Command& command, const OpenCommand& open, TimePoint now,
@@ -180,7 +221,8 @@ bool GuestMachine::is_present(AgentSlot slot, AgentId id) const {
 Result<void, Refusal> GuestMachine::attach(AgentId id, std::string_view name, const Grant& grant, std::uint32_t flags) {
   if (stopping_) return Refusal{ErrorCode::NoDevice, "kvmid is stopping"};
   if (!known_) return Refusal{ErrorCode::NoEntry, "the guest is not known yet"};
-  if (present_.count() == kAgentsPerGuestMax) return Refusal{ErrorCode::Busy, "the guest has as many agents as it can have"};
+  if (present_.count() == kAgentsPerGuestMax)
+    return Refusal{ErrorCode::Busy, "the guest has as many agents as it can have"};
   const auto slot = static_cast<AgentSlot>(std::countr_one(present_.bits()));
   Agent& agent = agents_[slot];
   agent = Agent{};
@@ -189,6 +231,7 @@ Result<void, Refusal> GuestMachine::attach(AgentId id, std::string_view name, co
   agent.grant = grant;
   agent.flags = flags;
   agent.requests = Account{grant.quota.requests_max};
+  agent.told_off = link_ != Link::Up;
   present_.add(slot);
   return {};
 }
@@ -207,8 +250,8 @@ void GuestMachine::on_agent_message(AgentId id, Seq seq, const Downward& message
              message);
 }
 
-void GuestMachine::on_agent_malformed(AgentId id, Seq seq, const DecodeError& error, std::string_view text, TimePoint now,
-                                      Effects& out) {
+void GuestMachine::on_agent_malformed(AgentId id, Seq seq, const DecodeError& error, std::string_view text,
+                                      TimePoint now, Effects& out) {
   const auto slot = find(id);
   if (!slot) return;
   if (error.id != KVMI_MSG_EVENT_REPLY) {
@@ -216,25 +259,25 @@ void GuestMachine::on_agent_malformed(AgentId id, Seq seq, const DecodeError& er
     return refuse(*slot, seq, error.id, ErrorCode::Invalid, text, out);
   }
   // Which vCPU the reply was meant for cannot be trusted; its seq can be looked for.
-  for_each_waiting([&](VcpuId vcpu, VcpuMachine& machine) {
-    if (machine.event_seq() != seq || !machine.owes(*slot)) return;
-    machine.default_vote(agents_[*slot].voter(*slot));
-    settle(machine, now, out);
-    (void)vcpu;
-  });
-  refuse_reply(*slot, seq, VcpuId{}, EventKind{}, ErrorCode::Invalid, text, out);
+  VcpuMachine* machine = owing(*slot, seq);
+  if (machine == nullptr) return refuse_reply(*slot, seq, VcpuId{}, EventKind{}, ErrorCode::Invalid, text, out);
+  machine->default_vote(agents_[*slot].voter(*slot));
+  refuse_reply(*slot, seq, machine->event().vcpu, machine->event().kind(), ErrorCode::Invalid, text, out);
+  settle(*machine, now, out);
 }
 
 // Attached --gone--> nobody: votes first, then rights, wishes and pauses, before anything else is done for the guest.
 void GuestMachine::on_agent_lost(AgentId id, TimePoint now, Effects& out) {
   const auto slot = find(id);
   if (!slot) return;
+  bool owed = false;
   for_each_waiting([&](VcpuId, VcpuMachine& machine) {
-    if (!machine.owes(*slot)) return;
-    ++counters_.agents_lost_owing;
+    owed = owed || machine.owes(*slot);
     machine.default_vote(agents_[*slot].voter(*slot));
+    machine.forget(*slot);  // whoever gets its place has not seen this event
     settle(machine, now, out);
   });
+  counters_.agents_lost_owing += owed ? 1 : 0;
   withdraw(*slot, now, out);
 }
 
@@ -244,28 +287,53 @@ void GuestMachine::on_grant_changed(AgentId id, const Grant& grant, TimePoint no
   Agent& agent = agents_[*slot];
   agent.grant = grant;
   agent.requests.set_limit(grant.quota.requests_max);
+  const bool lost = enforce_grant(*slot);
+  // What it may not decide any more it does not hold up any more.
   const EventSet allowed = events_for(grant);
+  const bool may_pause = commands_for(grant).has(CommandId::PauseVcpu);
+  for_each_waiting([&](VcpuId, VcpuMachine& machine) {
+    const EventKind kind = machine.event().kind();
+    const bool may = kind == EventKind::Pause ? may_pause : allowed.has(kind) && grant.role == Role::Decider;
+    if (may || !machine.owes(*slot)) return;
+    machine.default_vote(agent.voter(*slot));
+    settle(machine, now, out);
+  });
+  if (!lost) return;
+  send_revoked(*slot, ErrorCode::NotPermitted, "policy changed: events, commands or page rights were withdrawn", out);
+  tell_soon(now, out);
+}
+
+/// Takes from the tables what policy and hypervisor do not give (any more). True: something was taken.
+bool GuestMachine::enforce_grant(AgentSlot slot) {
+  const Agent& agent = agents_[slot];
+  const CommandSet commands = commands_for(agent.grant);
+  const EventSet allowed = commands.has(CommandId::ControlEvents) ? events_for(agent.grant) : EventSet{};
   bool lost = false;
   for_each_vcpu(kAllVcpus, [&](VcpuId vcpu) {
-    for (unsigned kind = 0; kind < kEventCount; ++kind) {
-      const auto event = static_cast<EventKind>(kind);
-      if (allowed.has(event) || !subscriptions_.role_of(vcpu, *slot, event)) continue;
-      subscriptions_.set_event(vcpu, *slot, event, std::nullopt);
-      lost = true;
-    }
+    const std::uint64_t taken = subscriptions_.events_of(vcpu, slot).bits & ~allowed.bits;
+    for (unsigned kind = 0; kind < kEventCount; ++kind)
+      if (((taken >> kind) & 1U) != 0) subscriptions_.set_event(vcpu, slot, static_cast<EventKind>(kind), std::nullopt);
+    lost = lost || taken != 0;
   });
-  if (!grant.commands.has(CommandId::SetPageAccess) && pages_.pages_of(*slot) != 0) {
-    pages_.remove(*slot, [&](Gfn gfn) { touched_pages_.push_back(gfn); });
+  if (!commands.has(CommandId::ControlCr)) lost = subscriptions_.remove_crs(slot) || lost;
+  if (!commands.has(CommandId::ControlMsr)) lost = subscriptions_.remove_msrs(slot) || lost;
+  if (!commands.has(CommandId::ControlSinglestep)) lost = subscriptions_.remove_singlestep(slot) || lost;
+  if (!commands.has(CommandId::SetPageAccess) && pages_.pages_of(slot) != 0) {
+    pages_.remove(slot, [&](Gfn gfn) { touched_pages_.push_back(gfn); });
     lost = true;
   }
-  if (grant.role == Role::Observer) subscriptions_.demote(*slot);
-  if (!lost) return;
-  out.emplace_back(SendNotice{id, Notice{.kind = NoticeKind::Revoked,
-                                         .error = ErrorCode::NotPermitted,
-                                         .text = "policy changed: events or page rights were withdrawn"}});
-  if (link_ != Link::Up) return;
-  wishes_.push_back(WishChange{});
-  next_wish(now, out);
+  if (!commands.has(CommandId::PauseVcpu)) {
+    for (PauseState& pause : pauses_) {
+      lost = lost || pause.counts[slot] != 0;
+      pause.counts[slot] = 0;
+    }
+  }
+  if (agent.grant.role == Role::Observer || agent.demoted) lost = subscriptions_.demote(slot) || lost;
+  return lost;
+}
+
+void GuestMachine::send_revoked(AgentSlot slot, ErrorCode error, std::string_view text, Effects& out) {
+  out.emplace_back(SendNotice{agents_[slot].id, Notice{.kind = NoticeKind::Revoked, .error = error, .text = text}});
 }
 
 // ---- time ----
@@ -303,13 +371,13 @@ void GuestMachine::stop(TimePoint now, Effects& out) {
   if (stopping_) return;
   stopping_ = true;
   present_.for_each([&](AgentSlot slot) {
-    out.emplace_back(SendGuestOff{agents_[slot].id, OffReason::DaemonStopping, "kvmid is stopping"});
+    agents_[slot].told_off = false;  // of a guest that is away it is worth knowing that it will not come back
+    send_off(slot, OffReason::DaemonStopping, "kvmid is stopping", out);
   });
-  give_up_votes(now, out);
   if (link_ != Link::Up) return;
+  give_up_votes(now, out);
   touch_all_pages();
-  wishes_.push_back(WishChange{});
-  next_wish(now, out);
+  tell_soon(now, out);
 }
 
 bool GuestMachine::settled() const {
@@ -330,7 +398,9 @@ CommandSet GuestMachine::commands_for(const Grant& grant) const {
   return served;
 }
 
-EventSet GuestMachine::events_for(const Grant& grant) const { return EventSet{version_.events.bits & grant.events.bits}; }
+EventSet GuestMachine::events_for(const Grant& grant) const {
+  return EventSet{version_.events.bits & grant.events.bits};
+}
 
 GuestInfo GuestMachine::info() const {
   GuestInfo info;

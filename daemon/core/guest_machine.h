@@ -26,22 +26,22 @@ struct GuestLimits {
 
 /// What happened in a guest so far. Counts only grow.
 struct GuestCounters {
-  std::uint64_t events = 0;             ///< received from the hypervisor
-  std::uint64_t decided = 0;            ///< ended with at least one agent's own vote
-  std::uint64_t merged = 0;             ///< of those: two votes or more
-  std::uint64_t unattended = 0;         ///< answered by kvmid alone: nobody decides such events
-  std::uint64_t expired = 0;            ///< deadlines that agents missed
-  std::uint64_t demoted = 0;            ///< agents made observers for it
+  std::uint64_t events = 0;      ///< received from the hypervisor
+  std::uint64_t decided = 0;     ///< ended with at least one agent's own vote
+  std::uint64_t merged = 0;      ///< of those: two votes or more
+  std::uint64_t unattended = 0;  ///< answered by kvmid alone: nobody decides such events
+  std::uint64_t expired = 0;     ///< deadlines that agents missed
+  std::uint64_t demoted = 0;     ///< agents made observers for it
   std::uint64_t late_replies = 0;
   std::uint64_t bad_replies = 0;        ///< not owed, not allowed, malformed
   std::uint64_t agents_lost_owing = 0;  ///< agents that went while they owed a reply
   std::uint64_t skipped = 0;            ///< verdicts by action
   std::uint64_t retried = 0;
   std::uint64_t crashed = 0;
-  std::uint64_t commands = 0;           ///< of agents
-  std::uint64_t commands_refused = 0;   ///< answered with an error by kvmid itself
+  std::uint64_t commands = 0;          ///< of agents
+  std::uint64_t commands_refused = 0;  ///< answered with an error by kvmid itself
   std::uint64_t commands_forwarded = 0;
-  std::uint64_t protocol_errors = 0;    ///< of hypervisors
+  std::uint64_t protocol_errors = 0;  ///< of hypervisors
 };
 
 /// What an agent is, for people.
@@ -52,8 +52,8 @@ struct AgentInfo {
   Role role{};
   std::uint32_t priority = 0;
   std::chrono::milliseconds deadline{};
-  EventSet events{};         ///< on any vCPU
-  std::uint32_t strikes = 0; ///< missed in a row
+  EventSet events{};          ///< on any vCPU
+  std::uint32_t strikes = 0;  ///< missed in a row
   bool demoted = false;
   std::uint64_t requests_open = 0;
   std::uint64_t expired = 0;
@@ -145,16 +145,23 @@ class GuestMachine {
     std::uint32_t strikes = 0;
     std::uint64_t expired = 0;
     bool demoted = false;
-    Account requests;  ///< commands without an answer yet
+    bool told_off = false;  ///< knows that its guest is away
+    Account requests;       ///< commands without an answer yet
     [[nodiscard]] Voter voter(AgentSlot slot) const { return Voter{slot, id, grant.priority, grant.default_action}; }
   };
 
+  /// One command of the change under way.
+  struct WishPart {
+    Command command;
+    VcpuId vcpu;
+    bool takes_away = false;  ///< from the union: that the hypervisor refuses it is nobody's error
+  };
   /// A change of wishes; they are carried out one after another, so the union is never guessed.
   struct WishChange {
     AgentSlot slot = 0;
     AgentId agent{};  ///< 0: nobody waits for an answer (a withdrawal)
     Seq seq{};
-    Command command{};                              ///< GetVersion{}: only bring the hypervisor to the union
+    Command command{};                              ///< with agent 0: only bring the hypervisor to the union
     std::vector<kvmi_page_access_entry> entries{};  ///< SET_PAGE_ACCESS: its own copy
   };
   /// What a change did, to be undone if the hypervisor refuses.
@@ -165,7 +172,7 @@ class GuestMachine {
       std::optional<Role> before;
     };
     std::vector<EventRole> roles;
-    std::vector<VcpuId> vcpus;                                  ///< where a CR, MSR, single step or pause was changed
+    std::vector<VcpuId> vcpus;  ///< where a CR, MSR, single step or pause was changed
     std::vector<std::pair<Gfn, std::uint8_t>> pages;
   };
 
@@ -173,6 +180,10 @@ class GuestMachine {
   [[nodiscard]] std::optional<AgentSlot> find(AgentId id) const;
   void link_reply(const CommandReply& reply, const OpenCommand& open, TimePoint now, Effects& out);
   void break_link(std::string_view text, Seq seq, VcpuId vcpu, Effects& out);
+  void drop_agents(std::string_view text, Effects& out);
+  void send_off(AgentSlot slot, OffReason reason, std::string_view text, Effects& out);
+  bool enforce_grant(AgentSlot slot);
+  void send_revoked(AgentSlot slot, ErrorCode error, std::string_view text, Effects& out);
   void fail_open_commands(ErrorCode error, std::string_view text, Effects& out);
   std::optional<Seq> send_command(const Command& command, const OpenCommand& open, TimePoint now, Effects& out);
 
@@ -183,6 +194,7 @@ class GuestMachine {
   void unhook(Seq seq, const Event& event, TimePoint now, Effects& out);
   void tell(AgentSlot slot, VcpuMachine& vcpu, bool decide, TimePoint now, Effects& out);
   void agent_reply(AgentSlot slot, Seq seq, const EventReply& reply, TimePoint now, Effects& out);
+  [[nodiscard]] VcpuMachine* owing(AgentSlot slot, Seq seq);
   void refuse_reply(AgentSlot slot, Seq seq, VcpuId vcpu, EventKind kind, ErrorCode error, std::string_view text,
                     Effects& out);
   void missed(AgentSlot slot, VcpuMachine& vcpu, Effects& out);
@@ -197,6 +209,7 @@ class GuestMachine {
         f(VcpuId{static_cast<std::uint16_t>(index)}, vcpus_[index]);
       }
   }
+  void load_registers(VcpuId vcpu, const Verdict& verdict, TimePoint now, Effects& out);
   void settle(VcpuMachine& vcpu, TimePoint now, Effects& out);
   void mark_waiting(VcpuId vcpu, bool waiting);
 
@@ -206,6 +219,7 @@ class GuestMachine {
   void refuse(AgentSlot slot, Seq seq, std::uint16_t id, ErrorCode error, std::string_view text, Effects& out);
   void forward(AgentSlot slot, Seq seq, const Command& command, VcpuId vcpu, std::uint32_t tag, TimePoint now,
                Effects& out);
+  void forward_registers(AgentSlot slot, Seq seq, const GetRegisters& command, TimePoint now, Effects& out);
   void forward_read(AgentSlot slot, Seq seq, const ReadPhysical& command, TimePoint now, Effects& out);
   void forward_write(AgentSlot slot, Seq seq, const WritePhysical& command, TimePoint now, Effects& out);
   void answer_page_access(AgentSlot slot, Seq seq, const GetPageAccess& command, Effects& out);
@@ -213,22 +227,29 @@ class GuestMachine {
   [[nodiscard]] std::optional<Refusal> refusal_of(AgentSlot slot, const Command& command) const;
   [[nodiscard]] std::optional<Refusal> refusal_of_events(const Agent& agent, const ControlEvents& command) const;
   [[nodiscard]] std::optional<Refusal> refusal_of_pages(AgentSlot slot, const SetPageAccess& command) const;
+  [[nodiscard]] std::size_t untracked(AgentSlot slot, const ControlMsr& command) const;
 
   // guest_wishes.cpp: the union
   void queue_wish(AgentSlot slot, Seq seq, const Command& command, TimePoint now, Effects& out);
   void withdraw(AgentSlot slot, TimePoint now, Effects& out);
   void next_wish(TimePoint now, Effects& out);
+  void tell_soon(TimePoint now, Effects& out);
+  bool refuse_wish(TimePoint now, Effects& out);
   void apply_wish(const WishChange& change, TimePoint now, Effects& out);
+  void apply_pages(AgentSlot slot, const std::vector<kvmi_page_access_entry>& entries);
   void apply_events(AgentSlot slot, const ControlEvents& command);
   void undo_wish(TimePoint now, Effects& out);
   [[nodiscard]] bool is_present(AgentSlot slot, AgentId id) const;
   void touch_all_pages();
   [[nodiscard]] bool withdrawing() const { return stopping_ || unhook_.has_value(); }
-  void tell_differences(TimePoint now, Effects& out);
-  void tell_event_differences(const std::vector<Subscriptions::VcpuUnion>& wanted, TimePoint now, Effects& out);
-  void tell_register_differences(const std::vector<Subscriptions::VcpuUnion>& wanted, TimePoint now, Effects& out);
-  void tell_page_differences(TimePoint now, Effects& out);
-  void send_wish(const Command& command, VcpuId vcpu, TimePoint now, Effects& out);
+  void tell_differences();
+  void tell_event_differences(const std::vector<Subscriptions::VcpuUnion>& wanted);
+  void tell_register_differences(const std::vector<Subscriptions::VcpuUnion>& wanted);
+  void tell_page_differences();
+  void add_part(const Command& command, VcpuId vcpu, bool takes_away);
+  void send_parts(TimePoint now, Effects& out);
+  void drop_unsent_parts();
+  void drop_refused(const WishPart& part, ErrorCode error, Effects& out);
   void wish_confirmed(const OpenCommand& open, const CommandReply& reply, TimePoint now, Effects& out);
   void finish_wish(TimePoint now, Effects& out);
   void pause(AgentSlot slot, VcpuId vcpu, TimePoint now, Effects& out);
@@ -243,7 +264,7 @@ class GuestMachine {
   GuestLimits limits_;
   Link link_ = Link::Down;
   bool stopping_ = false;
-  bool known_ = false;  ///< facts_ and version_ are from a hypervisor, not empty
+  bool known_ = false;         ///< facts_ and version_ are from a hypervisor, not empty
   std::optional<Seq> unhook_;  ///< the UNHOOK event, to be answered when all is withdrawn
   bool unhook_answered_ = false;
   GetVersionReply version_;
@@ -252,7 +273,7 @@ class GuestMachine {
 
   std::vector<VcpuMachine> vcpus_;
   std::vector<std::uint64_t> waiting_;  ///< bit set of vCPUs
-  std::uint32_t event_counter_ = 0;
+  std::uint64_t event_counter_ = 0;     ///< its lower half is the seq that agents know an event by
 
   std::vector<Agent> agents_;  ///< by slot
   AgentSet present_;
@@ -263,10 +284,11 @@ class GuestMachine {
 
   // What the hypervisor has confirmed
   std::vector<Subscriptions::VcpuUnion> told_;
+  std::vector<bool> anew_;  ///< vCPUs that were created since: they may have forgotten what they were told
   std::map<std::uint64_t, std::uint8_t> told_pages_;
   struct PauseState {
-    bool asked = false;                ///< PAUSE_VCPU is out, its event has not come
-    std::vector<std::uint16_t> counts; ///< by slot: pauses asked for and not yet owed
+    bool asked = false;                 ///< PAUSE_VCPU is out, its event has not come
+    std::vector<std::uint16_t> counts;  ///< by slot: pauses asked for and not yet owed
   };
   std::vector<PauseState> pauses_;
 
@@ -278,7 +300,8 @@ class GuestMachine {
   std::string wish_error_text_;
   Undo undo_;
   std::vector<Gfn> touched_pages_;
-  std::vector<Command> wish_parts_;  ///< by tag: what is told, to note it as told when confirmed
+  std::vector<WishPart> wish_parts_;  ///< by tag: what is told, to note it as told when confirmed
+  std::size_t wish_parts_sent_ = 0;
   std::deque<std::vector<kvmi_page_access_entry>> batches_;
 
   std::vector<kvmi_page_access_entry> reply_entries_;

@@ -14,24 +14,13 @@ namespace {
 
 constexpr std::size_t kPageEntriesMax = 2048;  // in one SET_PAGE_ACCESS
 
-/// A part that takes something away from the union; that the hypervisor refuses it is nobody's error.
-bool takes_away(const Command& command) {
-  return std::visit(Overloaded{
-                        [](const ControlEvents& c) { return c.operation == Operation::Disable; },
-                        [](const ControlCr& c) { return !c.enable; },
-                        [](const ControlMsr& c) { return !c.enable; },
-                        [](const ControlSinglestep& c) { return !c.enable; },
-                        [](const auto&) { return false; },
-                    },
-                    command);
-}
-
 }  // namespace
 
 void GuestMachine::queue_wish(AgentSlot slot, Seq seq, const Command& command, TimePoint now, Effects& out) {
   Agent& agent = agents_[slot];
   const auto id = static_cast<std::uint16_t>(id_of(command));
-  if (wishes_.size() >= kWishQueueMax) return refuse(slot, seq, id, ErrorCode::Busy, "too many changes are waiting", out);
+  if (wishes_.size() >= kWishQueueMax)
+    return refuse(slot, seq, id, ErrorCode::Busy, "too many changes are waiting", out);
   if (!agent.requests.charge(1))
     return refuse(slot, seq, id, ErrorCode::Busy, "quota of open commands (requests) is used up", out);
   WishChange change{.slot = slot, .agent = agent.id, .seq = seq, .command = command, .entries = {}};
@@ -51,13 +40,17 @@ void GuestMachine::withdraw(AgentSlot slot, TimePoint now, Effects& out) {
   const AgentId gone = agents_[slot].id;
   present_.remove(slot);
   const auto first_waiting = wishes_.begin() + (busy_ ? 1 : 0);
-  wishes_.erase(std::remove_if(first_waiting, wishes_.end(), [&](const WishChange& change) { return change.agent == gone; }),
-                wishes_.end());
-  if (link_ != Link::Up) {
-    touched_pages_.clear();
-    return;
-  }
-  wishes_.insert(wishes_.begin() + (busy_ ? 1 : 0), WishChange{});
+  wishes_.erase(
+      std::remove_if(first_waiting, wishes_.end(), [&](const WishChange& change) { return change.agent == gone; }),
+      wishes_.end());
+  tell_soon(now, out);
+}
+
+/// The hypervisor is brought to the union before any change that waits. One that waits for just that does for all.
+void GuestMachine::tell_soon(TimePoint now, Effects& out) {
+  if (link_ != Link::Up) return touched_pages_.clear();
+  const auto first_waiting = wishes_.begin() + (busy_ ? 1 : 0);
+  if (first_waiting == wishes_.end() || first_waiting->agent != AgentId{}) wishes_.insert(first_waiting, WishChange{});
   next_wish(now, out);
 }
 
@@ -69,18 +62,37 @@ void GuestMachine::touch_all_pages() {
 // Idle --change--> Telling, or done at once where the union does not change.
 void GuestMachine::next_wish(TimePoint now, Effects& out) {
   while (!busy_ && !wishes_.empty() && link_ == Link::Up) {
+    if (refuse_wish(now, out)) continue;
     busy_ = true;
     undo_ = Undo{};
     wish_error_ = ErrorCode::None;
     wish_error_text_.clear();
     apply_wish(wishes_.front(), now, out);
-    tell_differences(now, out);
+    const bool changes = !undo_.roles.empty() || !undo_.vcpus.empty() || !undo_.pages.empty();
+    if (changes || wishes_.front().agent == AgentId{}) tell_differences();
+    send_parts(now, out);
     if (wish_parts_open_ == 0) finish_wish(now, out);
   }
   if (unhook_ && !unhook_answered_ && !busy_ && wishes_.empty()) {
     unhook_answered_ = true;
     out.emplace_back(SendEventReply{*unhook_, EventReply{.vcpu = kAllVcpus, .event = EventKind::Unhook, .value = {}}});
   }
+}
+
+/// Policy, quota or the link may have changed while the change waited. True: it is answered, and out of the queue.
+bool GuestMachine::refuse_wish(TimePoint, Effects& out) {
+  const WishChange& change = wishes_.front();
+  if (!is_present(change.slot, change.agent)) return false;
+  auto refusal = std::holds_alternative<SetPageAccess>(change.command)
+                     ? refusal_of(change.slot, SetPageAccess{AddressSpace::Normal,
+                                                             std::span<const kvmi_page_access_entry>(change.entries)})
+                     : refusal_of(change.slot, change.command);
+  if (!refusal) return false;
+  agents_[change.slot].requests.release(1);
+  refuse(change.slot, change.seq, static_cast<std::uint16_t>(id_of(change.command)), refusal->error, refusal->text,
+         out);
+  wishes_.pop_front();
+  return true;
 }
 
 void GuestMachine::apply_wish(const WishChange& change, TimePoint now, Effects& out) {
@@ -104,19 +116,27 @@ void GuestMachine::apply_wish(const WishChange& change, TimePoint now, Effects& 
                    subscriptions_.set_singlestep(c.vcpu, slot, c.enable);
                  },
                  [&](const PauseVcpu& c) { for_each_vcpu(c.vcpu, [&](VcpuId vcpu) { pause(slot, vcpu, now, out); }); },
-                 [&](const SetPageAccess&) {
-                   for (const auto& entry : change.entries)
-                     for (std::uint64_t i = 0; i < entry.pages; ++i) {
-                       const Gfn gfn{(entry.gpa >> kPageShift) + i};
-                       const std::uint8_t before = pages_.set(slot, gfn, entry.access);
-                       if (before == entry.access) continue;
-                       undo_.pages.emplace_back(gfn, before);
-                       touched_pages_.push_back(gfn);
-                     }
-                 },
+                 [&](const SetPageAccess&) { apply_pages(slot, change.entries); },
                  [&](const auto&) {},  // a withdrawal: the tables are changed already
              },
              change.command);
+}
+
+void GuestMachine::apply_pages(AgentSlot slot, const std::vector<kvmi_page_access_entry>& entries) {
+  const auto changed = [&](Gfn gfn, std::uint8_t before) {
+    undo_.pages.emplace_back(gfn, before);
+    touched_pages_.push_back(gfn);
+  };
+  for (const auto& entry : entries) {
+    const Gfn first{entry.gpa >> kPageShift};
+    const Gfn end{first.value + entry.pages};
+    if (entry.access == kRwx) {
+      pages_.allow_range(slot, first, end, changed);
+      continue;
+    }
+    for (Gfn gfn = first; gfn < end; ++gfn.value)
+      if (const std::uint8_t before = pages_.set(slot, gfn, entry.access); before != entry.access) changed(gfn, before);
+  }
 }
 
 void GuestMachine::apply_events(AgentSlot slot, const ControlEvents& c) {
@@ -127,8 +147,10 @@ void GuestMachine::apply_events(AgentSlot slot, const ControlEvents& c) {
       auto after = before;
       if (c.events.has(kind)) {
         // Who asked for a pause decides it; everybody else can only watch.
-        if (c.operation == Operation::Disable) after = std::nullopt;
-        else after = kind == EventKind::Pause ? Role::Observer : c.role;
+        if (c.operation == Operation::Disable)
+          after = std::nullopt;
+        else
+          after = kind == EventKind::Pause ? Role::Observer : c.role;
       } else if (c.operation == Operation::Set) {
         after = std::nullopt;
       }
@@ -140,16 +162,17 @@ void GuestMachine::apply_events(AgentSlot slot, const ControlEvents& c) {
 }
 
 /// One more pause: joins the PAUSE event that is pending, or the one that is on its way, or asks for one.
+/// Who has answered the pending one does not join it again: nobody holds a vCPU for longer than its pause_max by that.
 void GuestMachine::pause(AgentSlot slot, VcpuId vcpu, TimePoint now, Effects& out) {
   VcpuMachine& machine = vcpus_[vcpu.value];
   undo_.vcpus.push_back(vcpu);
-  if (machine.waiting() && machine.event().kind() == EventKind::Pause) return tell(slot, machine, true, now, out);
+  const bool pending = machine.waiting() && machine.event().kind() == EventKind::Pause;
+  if (pending && (machine.owes(slot) || !machine.was_owed(slot))) return tell(slot, machine, true, now, out);
   PauseState& state = pauses_[vcpu.value];
-  if (state.counts[slot] == 0xffff) return;
   ++state.counts[slot];
   if (state.asked) return;
   state.asked = true;
-  send_wish(PauseVcpu{vcpu}, vcpu, now, out);
+  add_part(PauseVcpu{vcpu}, vcpu, false);
 }
 
 /// The tables as they were before the change under way. Its agent may be gone: then nothing of it is left to undo.
@@ -158,66 +181,87 @@ void GuestMachine::undo_wish(TimePoint now, Effects& out) {
   if (!is_present(change.slot, change.agent)) return;
   const AgentSlot slot = change.slot;
   for (const auto& [vcpu, kind, role] : undo_.roles) subscriptions_.set_event(vcpu, slot, kind, role);
-  for (const auto& [gfn, access] : undo_.pages) {
-    pages_.set(slot, gfn, access);
-    touched_pages_.push_back(gfn);
+  // Backwards: a page that was named twice ends as it was before the first.
+  for (auto change_of = undo_.pages.rbegin(); change_of != undo_.pages.rend(); ++change_of) {
+    pages_.set(slot, change_of->first, change_of->second);
+    touched_pages_.push_back(change_of->first);
   }
   for (const VcpuId vcpu : undo_.vcpus) {
-    if (const auto* cr = std::get_if<ControlCr>(&change.command)) subscriptions_.set_cr(vcpu, slot, cr->cr, !cr->enable);
-    if (const auto* msr = std::get_if<ControlMsr>(&change.command)) subscriptions_.set_msr(vcpu, slot, msr->msr, !msr->enable);
-    if (const auto* step = std::get_if<ControlSinglestep>(&change.command)) subscriptions_.set_singlestep(vcpu, slot, !step->enable);
+    if (const auto* cr = std::get_if<ControlCr>(&change.command))
+      subscriptions_.set_cr(vcpu, slot, cr->cr, !cr->enable);
+    if (const auto* msr = std::get_if<ControlMsr>(&change.command))
+      subscriptions_.set_msr(vcpu, slot, msr->msr, !msr->enable);
+    if (const auto* step = std::get_if<ControlSinglestep>(&change.command))
+      subscriptions_.set_singlestep(vcpu, slot, !step->enable);
     if (!std::holds_alternative<PauseVcpu>(change.command)) continue;
     VcpuMachine& machine = vcpus_[vcpu.value];
     if (pauses_[vcpu.value].counts[slot] != 0) {
       --pauses_[vcpu.value].counts[slot];
     } else if (machine.waiting() && machine.event().kind() == EventKind::Pause && machine.owes(slot)) {
-      machine.default_vote(agents_[slot].voter(slot));
+      machine.release_one(agents_[slot].voter(slot));
       settle(machine, now, out);
     }
   }
   undo_ = Undo{};
+  enforce_grant(slot);  // what was before may not be allowed any more
 }
 
 // ---- telling the hypervisor ----
 
-void GuestMachine::send_wish(const Command& command, VcpuId vcpu, TimePoint now, Effects& out) {
-  const OpenCommand open{.id = id_of(command),
-                         .purpose = Purpose::Wish,
-                         .slot = 0,
-                         .agent = wishes_.front().agent,
-                         .agent_seq = wishes_.front().seq,
-                         .vcpu = vcpu,
-                         .tag = static_cast<std::uint32_t>(wish_parts_.size())};
-  if (!send_command(command, open, now, out)) {
-    // Full of agents' own commands: this part is not told, so the change fails (a withdrawal is told with the next one).
-    if (!takes_away(command)) {
-      wish_error_ = ErrorCode::Busy;
-      wish_error_text_ = "the guest has too many open commands";
-    }
-    if (std::holds_alternative<PauseVcpu>(command)) pauses_[vcpu.value].asked = false;
-    return;
-  }
-  wish_parts_.push_back(command);
-  ++wish_parts_open_;
+void GuestMachine::add_part(const Command& command, VcpuId vcpu, bool takes_away) {
+  wish_parts_.push_back(WishPart{command, vcpu, takes_away});
 }
 
-/// Sends every difference between the union and what the hypervisor has confirmed.
-void GuestMachine::tell_differences(TimePoint now, Effects& out) {
+/// As many as may be unanswered at once: a change can have thousands of parts. The ledger always has room for these.
+void GuestMachine::send_parts(TimePoint now, Effects& out) {
+  while (wish_parts_sent_ < wish_parts_.size() && wish_parts_open_ < kWishPartsOpenMax) {
+    const WishPart& part = wish_parts_[wish_parts_sent_];
+    const OpenCommand open{.id = id_of(part.command),
+                           .purpose = Purpose::Wish,
+                           .slot = 0,
+                           .agent = wishes_.front().agent,
+                           .agent_seq = wishes_.front().seq,
+                           .vcpu = part.vcpu,
+                           .tag = static_cast<std::uint32_t>(wish_parts_sent_)};
+    if (!send_command(part.command, open, now, out)) return;
+    ++wish_parts_sent_;
+    ++wish_parts_open_;
+  }
+}
+
+/// The change has failed: what was not told of it yet need not be.
+void GuestMachine::drop_unsent_parts() {
+  for (std::size_t i = wish_parts_sent_; i < wish_parts_.size(); ++i) {
+    const WishPart& part = wish_parts_[i];
+    if (std::holds_alternative<PauseVcpu>(part.command)) pauses_[part.vcpu.value].asked = false;
+    if (const auto* pages = std::get_if<SetPageAccess>(&part.command)) {
+      for (std::size_t e = 0; e < pages->entries.size(); ++e)
+        for (std::uint64_t page = 0; page < pages->entries[e].pages; ++page)
+          touched_pages_.push_back(Gfn{(pages->entries[e].gpa >> kPageShift) + page});
+    }
+  }
+  wish_parts_.resize(wish_parts_sent_);
+}
+
+/// A part for every difference between the union and what the hypervisor has confirmed.
+void GuestMachine::tell_differences() {
   std::vector<Subscriptions::VcpuUnion> wanted(vcpus_.size());
   if (!withdrawing())
     for (std::uint16_t i = 0; i < vcpus_.size(); ++i) wanted[i] = subscriptions_.union_of(VcpuId{i});
-  if (wanted != told_) {
-    tell_event_differences(wanted, now, out);
-    tell_register_differences(wanted, now, out);
+  if (wanted != told_ || std::find(anew_.begin(), anew_.end(), true) != anew_.end()) {
+    tell_event_differences(wanted);
+    tell_register_differences(wanted);
+    std::fill(anew_.begin(), anew_.end(), false);
   }
-  tell_page_differences(now, out);
+  tell_page_differences();
 }
 
-void GuestMachine::tell_event_differences(const std::vector<Subscriptions::VcpuUnion>& wanted, TimePoint now, Effects& out) {
-  const auto added = [&](std::size_t i) { return wanted[i].events.bits & ~told_[i].events.bits; };
+void GuestMachine::tell_event_differences(const std::vector<Subscriptions::VcpuUnion>& wanted) {
+  const auto added = [&](std::size_t i) { return wanted[i].events.bits & ~(anew_[i] ? 0 : told_[i].events.bits); };
   const auto removed = [&](std::size_t i) { return told_[i].events.bits & ~wanted[i].events.bits; };
   const auto send = [&](VcpuId vcpu, Operation operation, std::uint64_t events) {
-    if (events != 0) send_wish(ControlEvents{vcpu, operation, Role::Decider, EventSet{events}}, vcpu, now, out);
+    if (events == 0) return;
+    add_part(ControlEvents{vcpu, operation, Role::Decider, EventSet{events}}, vcpu, operation == Operation::Disable);
   };
   bool alike = true;  // on every vCPU: one message does for all
   for (std::size_t i = 1; i < wanted.size(); ++i) alike = alike && added(i) == added(0) && removed(i) == removed(0);
@@ -228,11 +272,11 @@ void GuestMachine::tell_event_differences(const std::vector<Subscriptions::VcpuU
   }
 }
 
-void GuestMachine::tell_register_differences(const std::vector<Subscriptions::VcpuUnion>& wanted, TimePoint now,
-                                             Effects& out) {
+void GuestMachine::tell_register_differences(const std::vector<Subscriptions::VcpuUnion>& wanted) {
   const auto same = [&](auto member) {
     for (std::size_t i = 1; i < wanted.size(); ++i)
-      if (wanted[i].*member != wanted[0].*member || told_[i].*member != told_[0].*member) return false;
+      if (wanted[i].*member != wanted[0].*member || told_[i].*member != told_[0].*member || anew_[i] != anew_[0])
+        return false;
     return true;
   };
   using Union = Subscriptions::VcpuUnion;
@@ -241,7 +285,8 @@ void GuestMachine::tell_register_differences(const std::vector<Subscriptions::Vc
     const VcpuId vcpu = crs_alike ? kAllVcpus : VcpuId{static_cast<std::uint16_t>(i)};
     for (const std::uint32_t cr : {0U, 3U, 4U}) {
       const bool want = ((wanted[i].crs >> cr) & 1U) != 0;
-      if (want != (((told_[i].crs >> cr) & 1U) != 0)) send_wish(ControlCr{vcpu, want, cr}, vcpu, now, out);
+      const bool told = ((told_[i].crs >> cr) & 1U) != 0;
+      if (want != told || (want && anew_[i])) add_part(ControlCr{vcpu, want, cr}, vcpu, !want);
     }
   }
   const bool msrs_alike = same(&Union::msrs);
@@ -250,17 +295,21 @@ void GuestMachine::tell_register_differences(const std::vector<Subscriptions::Vc
     const auto& want = wanted[i].msrs;
     const auto& told = told_[i].msrs;
     for (const std::uint32_t msr : told)
-      if (!std::binary_search(want.begin(), want.end(), msr)) send_wish(ControlMsr{vcpu, false, msr}, vcpu, now, out);
+      if (!std::binary_search(want.begin(), want.end(), msr)) add_part(ControlMsr{vcpu, false, msr}, vcpu, true);
     for (const std::uint32_t msr : want)
-      if (!std::binary_search(told.begin(), told.end(), msr)) send_wish(ControlMsr{vcpu, true, msr}, vcpu, now, out);
+      if (anew_[i] || !std::binary_search(told.begin(), told.end(), msr))
+        add_part(ControlMsr{vcpu, true, msr}, vcpu, false);
   }
-  for (std::uint16_t i = 0; i < wanted.size(); ++i)
-    if (wanted[i].singlestep != told_[i].singlestep)
-      send_wish(ControlSinglestep{VcpuId{i}, wanted[i].singlestep}, VcpuId{i}, now, out);
+  for (std::uint16_t i = 0; i < wanted.size(); ++i) {
+    const bool want = wanted[i].singlestep;
+    if (want != told_[i].singlestep || (want && anew_[i]))
+      add_part(ControlSinglestep{VcpuId{i}, want}, VcpuId{i}, !want);
+  }
 }
 
-/// Pages in runs of equal rights; rights that are given back go in messages of their own, for they cannot fail a change.
-void GuestMachine::tell_page_differences(TimePoint now, Effects& out) {
+/// Pages in runs of equal rights; rights that are given back go in messages of their own, for they cannot fail a
+/// change.
+void GuestMachine::tell_page_differences() {
   if (touched_pages_.empty()) return;
   std::sort(touched_pages_.begin(), touched_pages_.end());
   touched_pages_.erase(std::unique(touched_pages_.begin(), touched_pages_.end()), touched_pages_.end());
@@ -274,7 +323,8 @@ void GuestMachine::tell_page_differences(TimePoint now, Effects& out) {
       if (batch.empty()) return;
       batches_.push_back(std::move(batch));
       batch.clear();
-      send_wish(SetPageAccess{AddressSpace::Normal, std::span<const kvmi_page_access_entry>(batches_.back())}, VcpuId{}, now, out);
+      add_part(SetPageAccess{AddressSpace::Normal, std::span<const kvmi_page_access_entry>(batches_.back())}, VcpuId{},
+               giving_back);
     };
     for (const Gfn gfn : touched_pages_) {
       const std::uint8_t want = withdrawing() ? kRwx : pages_.effective(gfn);
@@ -326,8 +376,10 @@ void GuestMachine::note_told(const Command& command) {
                      const kvmi_page_access_entry entry = c.entries[i];
                      for (std::uint64_t page = 0; page < entry.pages; ++page) {
                        const std::uint64_t gfn = (entry.gpa >> kPageShift) + page;
-                       if (entry.access == kRwx) told_pages_.erase(gfn);
-                       else told_pages_[gfn] = entry.access;
+                       if (entry.access == kRwx)
+                         told_pages_.erase(gfn);
+                       else
+                         told_pages_[gfn] = entry.access;
                      }
                    }
                  },
@@ -337,40 +389,112 @@ void GuestMachine::note_told(const Command& command) {
 }
 
 void GuestMachine::wish_confirmed(const OpenCommand& open, const CommandReply& reply, TimePoint now, Effects& out) {
-  const Command& part = wish_parts_[open.tag];
+  const WishPart part = wish_parts_[open.tag];
   --wish_parts_open_;
   if (reply.error == ErrorCode::None) {
-    note_told(part);
+    note_told(part.command);
   } else {
-    if (std::holds_alternative<PauseVcpu>(part)) pauses_[open.vcpu.value].asked = false;
-    if (takes_away(part) || undoing_) {
-      out.emplace_back(Report{.fact = Fact::UnionRefused, .vcpu = open.vcpu, .command = open.id, .error = reply.error,
-                              .text = "the hypervisor refused to take a wish back"});
+    if (std::holds_alternative<PauseVcpu>(part.command)) pauses_[open.vcpu.value].asked = false;
+    const bool nobody_asks = undoing_ || wishes_.front().agent == AgentId{};
+    if (part.takes_away || nobody_asks) {
+      out.emplace_back(Report{.fact = Fact::UnionRefused,
+                              .vcpu = open.vcpu,
+                              .command = open.id,
+                              .error = reply.error,
+                              .text = part.takes_away ? "the hypervisor refused to take a wish back"
+                                                      : "the hypervisor refused what it had taken before"});
+      if (!part.takes_away) drop_refused(part, reply.error, out);
     } else if (wish_error_ == ErrorCode::None) {
       wish_error_ = reply.error;
       wish_error_text_ = reply.text;
+      drop_unsent_parts();
     }
   }
+  send_parts(now, out);
   if (wish_parts_open_ != 0) return;
   // Telling --refused--> Undoing: the parts that were taken are taken back.
   if (wish_error_ != ErrorCode::None && !undoing_) {
     undoing_ = true;
     undo_wish(now, out);
-    tell_differences(now, out);
+    tell_differences();
+    send_parts(now, out);
     if (wish_parts_open_ != 0) return;
   }
   finish_wish(now, out);
   next_wish(now, out);
 }
 
+/// The hypervisor does not take again what agents were told to have: they lose it, and are told so. Left in the tables
+/// it would be told with every later change, and make other agents' changes fail.
+void GuestMachine::drop_refused(const WishPart& part, ErrorCode error, Effects& out) {
+  AgentSet losers;
+  const auto each = [&](VcpuId named, auto&& has, auto&& take) {
+    for_each_vcpu(named, [&](VcpuId vcpu) {
+      present_.for_each([&](AgentSlot slot) {
+        if (!has(vcpu, slot)) return;
+        take(vcpu, slot);
+        losers.add(slot);
+      });
+    });
+  };
+  std::visit(
+      Overloaded{
+          [&](const ControlEvents& c) {
+            for (unsigned i = 0; i < kEventCount; ++i) {
+              const auto kind = static_cast<EventKind>(i);
+              if (!c.events.has(kind)) continue;
+              each(
+                  c.vcpu,
+                  [&](VcpuId vcpu, AgentSlot slot) { return subscriptions_.role_of(vcpu, slot, kind).has_value(); },
+                  [&](VcpuId vcpu, AgentSlot slot) { subscriptions_.set_event(vcpu, slot, kind, std::nullopt); });
+            }
+          },
+          [&](const ControlCr& c) {
+            each(
+                c.vcpu, [&](VcpuId vcpu, AgentSlot slot) { return subscriptions_.has_cr(vcpu, slot, c.cr); },
+                [&](VcpuId vcpu, AgentSlot slot) { subscriptions_.set_cr(vcpu, slot, c.cr, false); });
+          },
+          [&](const ControlMsr& c) {
+            each(
+                c.vcpu, [&](VcpuId vcpu, AgentSlot slot) { return subscriptions_.has_msr(vcpu, slot, c.msr); },
+                [&](VcpuId vcpu, AgentSlot slot) { subscriptions_.set_msr(vcpu, slot, c.msr, false); });
+          },
+          [&](const ControlSinglestep& c) {
+            each(
+                c.vcpu, [&](VcpuId vcpu, AgentSlot slot) { return subscriptions_.has_singlestep(vcpu, slot); },
+                [&](VcpuId vcpu, AgentSlot slot) { subscriptions_.set_singlestep(vcpu, slot, false); });
+          },
+          [&](const SetPageAccess& c) {
+            for (std::size_t i = 0; i < c.entries.size(); ++i) {
+              const kvmi_page_access_entry entry = c.entries[i];
+              const Gfn first{entry.gpa >> kPageShift};
+              present_.for_each([&](AgentSlot slot) {
+                pages_.allow_range(slot, first, Gfn{first.value + entry.pages}, [&](Gfn gfn, std::uint8_t) {
+                  touched_pages_.push_back(gfn);
+                  losers.add(slot);
+                });
+              });
+            }
+          },
+          [&](const auto&) {},
+      },
+      part.command);
+  losers.for_each([&](AgentSlot slot) {
+    send_revoked(slot, error, "the hypervisor did not take it again: events, registers or page rights were withdrawn",
+                 out);
+  });
+  // Pages may have had some of the rights taken before: that is given back, as a change of its own behind this one.
+  if (!touched_pages_.empty()) wishes_.insert(wishes_.begin() + 1, WishChange{});
+}
+
 // Telling or Undoing --all answered--> Idle: only now is the agent told yes, or why not.
-void GuestMachine::finish_wish(TimePoint now, Effects& out) {
-  if (wish_error_ != ErrorCode::None && !undoing_) undo_wish(now, out);  // no part could even be sent
+void GuestMachine::finish_wish(TimePoint, Effects& out) {
   const WishChange change = std::move(wishes_.front());
   wishes_.pop_front();
   busy_ = undoing_ = false;
   wish_parts_.clear();
-  batches_.clear();
+  wish_parts_sent_ = 0;
+  batches_.clear();  // no effect of this step views them: the last part was answered
   if (!is_present(change.slot, change.agent)) return;
   agents_[change.slot].requests.release(1);
   const auto id = static_cast<std::uint16_t>(id_of(change.command));

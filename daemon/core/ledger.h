@@ -12,10 +12,10 @@ namespace kvmid::core {
 
 /// For whom a command to the hypervisor was sent.
 enum class Purpose : std::uint8_t {
-  Agent,       ///< forwarded: the reply goes back to the agent
-  Wish,        ///< part of a change of the union (also a pause): counted by the change under way
-  LinkUp,      ///< GET_VERSION and GET_GUEST_INFO of a new link
-  Registers,   ///< staged registers just before an event reply
+  Agent,      ///< forwarded: the reply goes back to the agent
+  Wish,       ///< part of a change of the union (also a pause): counted by the change under way
+  LinkUp,     ///< GET_VERSION and GET_GUEST_INFO of a new link
+  Registers,  ///< staged registers just before an event reply
 };
 
 struct OpenCommand {

@@ -62,6 +62,14 @@ AgentSet PageAccess::forbidding(Gfn gfn, std::uint8_t access) const {
   return agents;
 }
 
+std::size_t PageAccess::restricted_in(AgentSlot slot, Gfn from, Gfn end) const {
+  if (!restricting_.has(slot)) return 0;
+  const View& view = views_[slot];
+  std::size_t count = 0;
+  for (auto next = view.lower_bound(from.value); next != view.end() && next->first < end.value; ++next) ++count;
+  return count;
+}
+
 std::size_t PageAccess::pages_of(AgentSlot slot) const { return restricting_.has(slot) ? views_[slot].size() : 0; }
 
 }  // namespace kvmid::core

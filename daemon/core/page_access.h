@@ -37,6 +37,21 @@ class PageAccess {
     view_of(slot).clear();
     restricting_.remove(slot);
   }
+  /// Pages of [from, end) that the agent's view restricts. Costs as many steps as there are.
+  [[nodiscard]] std::size_t restricted_in(AgentSlot slot, Gfn from, Gfn end) const;
+  /// The agent's view gives every right on [from, end). Calls f(Gfn, access before) for each page that it restricted:
+  /// the length of the range costs nothing.
+  template <class F>
+  void allow_range(AgentSlot slot, Gfn from, Gfn end, F&& f) {
+    if (!restricting_.has(slot)) return;
+    View& view = views_[slot];
+    auto next = view.lower_bound(from.value);
+    while (next != view.end() && next->first < end.value) {
+      f(Gfn{next->first}, next->second);
+      next = view.erase(next);
+    }
+    if (view.empty()) restricting_.remove(slot);
+  }
   /// The agents with any restricted page.
   [[nodiscard]] AgentSet restricting() const { return restricting_; }
   /// Calls f(Gfn) for each page that any view restricts (a page may come more than once).

@@ -20,7 +20,8 @@ bool matches(const Rule& rule, const Peer& peer) {
   if (rule.uids.empty() && rule.gids.empty() && rule.cids.empty()) return false;
   if (!rule.uids.empty() && !lists(rule.uids, peer.uid)) return false;
   if (!rule.cids.empty() && !lists(rule.cids, peer.cid)) return false;
-  if (!rule.gids.empty() && std::none_of(peer.gids.begin(), peer.gids.end(), [&](auto gid) { return lists(rule.gids, gid); }))
+  if (!rule.gids.empty() &&
+      std::none_of(peer.gids.begin(), peer.gids.end(), [&](auto gid) { return lists(rule.gids, gid); }))
     return false;
   return true;
 }

@@ -14,18 +14,18 @@ namespace kvmid::core {
 /// Who is at the other end of a socket, as the kernel says.
 struct Peer {
   std::optional<std::uint32_t> pid;
-  std::optional<std::uint32_t> uid;     ///< unix sockets
-  std::vector<std::uint32_t> gids;      ///< primary first, then the supplementary ones; unix sockets
-  std::optional<std::uint32_t> cid;     ///< vsock: context id of the peer
+  std::optional<std::uint32_t> uid;  ///< unix sockets
+  std::vector<std::uint32_t> gids;   ///< primary first, then the supplementary ones; unix sockets
+  std::optional<std::uint32_t> cid;  ///< vsock: context id of the peer
 };
 
 /// What an agent may hold at once. Over it is an answer: KVMI_EBUSY, or a disconnect with its reason.
 struct Quota {
-  std::uint32_t requests_max = 64;             ///< commands without a reply yet
-  std::uint32_t queue_bytes_max = 4U << 20U;   ///< sent to it and not yet taken by its socket
-  std::uint32_t pages_max = 65536;             ///< pages with rights taken away
-  std::uint32_t msrs_max = 512;                ///< tracked MSRs, summed over vCPUs
-  std::uint32_t attachments_max = 64;          ///< connections of the same uid (or CID) at once
+  std::uint32_t requests_max = 64;            ///< commands without a reply yet
+  std::uint32_t queue_bytes_max = 4U << 20U;  ///< sent to it and not yet taken by its socket
+  std::uint32_t pages_max = 65536;            ///< pages with rights taken away
+  std::uint32_t msrs_max = 512;               ///< tracked MSRs, summed over vCPUs
+  std::uint32_t attachments_max = 64;         ///< connections of the same uid (or CID) at once
 };
 
 /// What policy gives to an agent on a guest.

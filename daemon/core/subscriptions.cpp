@@ -9,7 +9,8 @@ namespace {
 
 template <class Msrs>
 auto find_msr(Msrs& msrs, std::uint32_t msr) {
-  return std::lower_bound(msrs.begin(), msrs.end(), msr, [](const auto& entry, std::uint32_t m) { return entry.first < m; });
+  return std::lower_bound(msrs.begin(), msrs.end(), msr,
+                          [](const auto& entry, std::uint32_t m) { return entry.first < m; });
 }
 
 void put(AgentSet& set, AgentSlot slot, bool on) {
@@ -46,27 +47,62 @@ void Subscriptions::set_msr(VcpuId vcpu, AgentSlot slot, std::uint32_t msr, bool
   }
 }
 
-void Subscriptions::set_singlestep(VcpuId vcpu, AgentSlot slot, bool on) { put(vcpus_[vcpu.value].singlestep, slot, on); }
+void Subscriptions::set_singlestep(VcpuId vcpu, AgentSlot slot, bool on) {
+  put(vcpus_[vcpu.value].singlestep, slot, on);
+}
+
+bool Subscriptions::remove_crs(AgentSlot slot) {
+  bool found = false;
+  for (Vcpu& vcpu : vcpus_)
+    for (AgentSet& set : vcpu.crs) {
+      found = found || set.has(slot);
+      set.remove(slot);
+    }
+  return found;
+}
+
+bool Subscriptions::remove_msrs(AgentSlot slot) {
+  bool found = false;
+  for (Vcpu& vcpu : vcpus_) {
+    for (auto& entry : vcpu.msrs) {
+      found = found || entry.second.has(slot);
+      entry.second.remove(slot);
+    }
+    std::erase_if(vcpu.msrs, [](const auto& entry) { return !entry.second.any(); });
+  }
+  return found;
+}
+
+bool Subscriptions::remove_singlestep(AgentSlot slot) {
+  bool found = false;
+  for (Vcpu& vcpu : vcpus_) {
+    found = found || vcpu.singlestep.has(slot);
+    vcpu.singlestep.remove(slot);
+  }
+  return found;
+}
 
 void Subscriptions::remove(AgentSlot slot) {
   for (Vcpu& vcpu : vcpus_) {
     for (AgentSet& set : vcpu.decide) set.remove(slot);
     for (AgentSet& set : vcpu.observe) set.remove(slot);
-    for (AgentSet& set : vcpu.crs) set.remove(slot);
-    vcpu.singlestep.remove(slot);
-    for (auto& entry : vcpu.msrs) entry.second.remove(slot);
-    std::erase_if(vcpu.msrs, [](const auto& entry) { return !entry.second.any(); });
   }
+  remove_crs(slot);
+  remove_msrs(slot);
+  remove_singlestep(slot);
 }
 
-void Subscriptions::demote(AgentSlot slot) {
+bool Subscriptions::demote(AgentSlot slot) {
+  bool found = false;
   for (Vcpu& vcpu : vcpus_) {
     for (unsigned kind = 0; kind < kEventCount; ++kind) {
       if (!vcpu.decide[kind].has(slot)) continue;
       vcpu.decide[kind].remove(slot);
       vcpu.observe[kind].add(slot);
+      found = true;
     }
   }
+  return found;
 }
 
 std::optional<Role> Subscriptions::role_of(VcpuId vcpu, AgentSlot slot, EventKind kind) const {
@@ -75,11 +111,15 @@ std::optional<Role> Subscriptions::role_of(VcpuId vcpu, AgentSlot slot, EventKin
   return std::nullopt;
 }
 
-bool Subscriptions::has_cr(VcpuId vcpu, AgentSlot slot, std::uint32_t cr) const { return wishing_cr(vcpu, cr).has(slot); }
+bool Subscriptions::has_cr(VcpuId vcpu, AgentSlot slot, std::uint32_t cr) const {
+  return wishing_cr(vcpu, cr).has(slot);
+}
 bool Subscriptions::has_msr(VcpuId vcpu, AgentSlot slot, std::uint32_t msr) const {
   return wishing_msr(vcpu, msr).has(slot);
 }
-bool Subscriptions::has_singlestep(VcpuId vcpu, AgentSlot slot) const { return vcpus_[vcpu.value].singlestep.has(slot); }
+bool Subscriptions::has_singlestep(VcpuId vcpu, AgentSlot slot) const {
+  return vcpus_[vcpu.value].singlestep.has(slot);
+}
 
 EventSet Subscriptions::events_of(VcpuId vcpu, AgentSlot slot) const {
   EventSet events;

@@ -38,10 +38,14 @@ class Subscriptions {
   void set_cr(VcpuId vcpu, AgentSlot slot, std::uint32_t cr, bool on);
   void set_msr(VcpuId vcpu, AgentSlot slot, std::uint32_t msr, bool on);
   void set_singlestep(VcpuId vcpu, AgentSlot slot, bool on);
+  /// The agent tracks no CR, no MSR, steps no vCPU any more. False: it did not.
+  bool remove_crs(AgentSlot slot);
+  bool remove_msrs(AgentSlot slot);
+  bool remove_singlestep(AgentSlot slot);
   /// The agent wishes nothing any more.
   void remove(AgentSlot slot);
-  /// Every event that it decided it only observes from now on.
-  void demote(AgentSlot slot);
+  /// Every event that it decided it only observes from now on. False: there was none.
+  bool demote(AgentSlot slot);
 
   [[nodiscard]] std::optional<Role> role_of(VcpuId vcpu, AgentSlot slot, EventKind kind) const;
   [[nodiscard]] bool has_cr(VcpuId vcpu, AgentSlot slot, std::uint32_t cr) const;
@@ -54,9 +58,12 @@ class Subscriptions {
 
   // Who gets an event
   [[nodiscard]] AgentSet deciders(VcpuId vcpu, EventKind kind) const { return vcpus_[vcpu.value].decide[index(kind)]; }
-  [[nodiscard]] AgentSet observers(VcpuId vcpu, EventKind kind) const { return vcpus_[vcpu.value].observe[index(kind)]; }
+  [[nodiscard]] AgentSet observers(VcpuId vcpu, EventKind kind) const {
+    return vcpus_[vcpu.value].observe[index(kind)];
+  }
   [[nodiscard]] AgentSet wishing_cr(VcpuId vcpu, std::uint32_t cr) const;
   [[nodiscard]] AgentSet wishing_msr(VcpuId vcpu, std::uint32_t msr) const;
+  [[nodiscard]] AgentSet stepping(VcpuId vcpu) const { return vcpus_[vcpu.value].singlestep; }
 
   /// What the hypervisor must know of that vCPU.
   [[nodiscard]] VcpuUnion union_of(VcpuId vcpu) const;

@@ -19,8 +19,14 @@ using Duration = std::chrono::steady_clock::duration;
 // Stated maxima of one guest.
 inline constexpr unsigned kAgentsPerGuestMax = 64;
 inline constexpr unsigned kVcpusMax = 1024;
-inline constexpr unsigned kOpenCommandsMax = 1024;    ///< in the ledger, power of two
-inline constexpr unsigned kWishQueueMax = 1024;       ///< changes of wishes that wait for their turn
+inline constexpr unsigned kOpenCommandsMax = 1024;  ///< in the ledger, power of two
+inline constexpr unsigned kWishQueueMax = 1024;     ///< changes of wishes that wait for their turn
+inline constexpr unsigned kWishPartsOpenMax = 64;   ///< commands of one change that are unanswered at once
+inline constexpr unsigned kPausesMax = 64;          ///< of one agent on one vCPU
+// The ledger keeps room for what must never be refused: the union before staged registers, those before agents'
+// commands.
+inline constexpr unsigned kOpenForRegistersMax = kOpenCommandsMax - kWishPartsOpenMax;
+inline constexpr unsigned kOpenForAgentsMax = kOpenForRegistersMax - 192;
 
 /// Place of an agent in its guest's table, 0 to kAgentsPerGuestMax - 1. Reused after a detach.
 using AgentSlot = std::uint8_t;

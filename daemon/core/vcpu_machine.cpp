@@ -52,9 +52,26 @@ void VcpuMachine::merge_action(const Voter& voter, Action action) {
   }
 }
 
+// A stale cookie turns its reply into RETRY. Of several that ALLOW one is enough to make the merged reply stale, so the
+// oldest cookie stands for all; a stricter action is stale only when each vote for it is, so the newest one does.
+void VcpuMachine::merge_cookie(const EventReply& reply) {
+  if (!action_from_.given || reply.action > merged_.action) {
+    merged_.has_cookie = reply.has_cookie;
+    merged_.cookie = reply.cookie;
+  } else if (reply.action == merged_.action && reply.action == Action::Allow) {
+    if (!reply.has_cookie) return;
+    merged_.cookie = merged_.has_cookie ? std::min(merged_.cookie, reply.cookie) : reply.cookie;
+    merged_.has_cookie = true;
+  } else if (reply.action == merged_.action) {
+    merged_.has_cookie = merged_.has_cookie && reply.has_cookie;
+    merged_.cookie = merged_.has_cookie ? std::max(merged_.cookie, reply.cookie) : 0;
+  }
+}
+
 // Waiting --vote--> Waiting: one reply less is owed.
 void VcpuMachine::vote(const Voter& voter, const EventReply& reply) {
   if (!pending_.has(voter.slot)) return;
+  merge_cookie(reply);
   merge_action(voter, reply.action);
   merged_.trap_access = merged_.trap_access || reply.trap_access;
   merged_.step_over = merged_.step_over || reply.step_over;
@@ -62,7 +79,8 @@ void VcpuMachine::vote(const Voter& voter, const EventReply& reply) {
     merged_.value = reply.value;
     value_from_.take(voter);
   }
-  const auto staged = std::find_if(staged_.begin(), staged_.end(), [&](const Staged& s) { return s.slot == voter.slot; });
+  const auto staged =
+      std::find_if(staged_.begin(), staged_.end(), [&](const Staged& s) { return s.slot == voter.slot; });
   if (staged != staged_.end()) {
     if (regs_from_.loses_to(voter)) {
       regs_ = staged->regs;
@@ -85,12 +103,29 @@ Action VcpuMachine::allowed_default(const Voter& voter) const {
 Action VcpuMachine::default_vote(const Voter& voter) {
   const Action action = allowed_default(voter);
   if (!pending_.has(voter.slot)) return action;
+  EventReply silent;
+  silent.action = action;
+  merge_cookie(silent);
   merge_action(voter, action);
   std::erase_if(staged_, [&](const Staged& s) { return s.slot == voter.slot; });
   owed_[voter.slot] = 0;
   pending_.remove(voter.slot);
   ++defaults_;
   return action;
+}
+
+void VcpuMachine::release_one(const Voter& voter) {
+  if (!pending_.has(voter.slot)) return;
+  if (owed_[voter.slot] > 1) {
+    --owed_[voter.slot];
+  } else {
+    default_vote(voter);
+  }
+}
+
+void VcpuMachine::forget(AgentSlot slot) {
+  seen_.remove(slot);
+  asked_.remove(slot);
 }
 
 AgentSet VcpuMachine::expired(TimePoint now) const {

@@ -20,21 +20,23 @@ struct Voter {
 
 /// How an event ended.
 struct Verdict {
-  EventReply reply;           ///< for the hypervisor
-  Seq hypervisor_seq;         ///< what it carries
-  Seq event_seq;              ///< what agents know the event by
-  AgentId decided_by;         ///< whose action it is; 0: no agent decided
-  unsigned votes = 0;         ///< agents whose own reply counted
-  unsigned defaults = 0;      ///< agents whose default was taken instead
-  AgentSet seen;              ///< agents that were told of the event
-  bool set_registers = false; ///< `regs` are to be loaded just before the reply
+  EventReply reply;            ///< for the hypervisor
+  Seq hypervisor_seq;          ///< what it carries
+  Seq event_seq;               ///< what agents know the event by
+  AgentId decided_by;          ///< whose action it is; 0: no agent decided
+  unsigned votes = 0;          ///< agents whose own reply counted
+  unsigned defaults = 0;       ///< agents whose default was taken instead
+  AgentSet seen;               ///< agents that were told of the event
+  bool set_registers = false;  ///< `regs` are to be loaded just before the reply
   kvmi_x86_regs regs{};
 };
 
 /// One vCPU: Running -> Waiting -> Running. Merges the replies of several deciders into one.
 ///
-/// Purpose:  the strictest action wins (CRASH > SKIP > RETRY > ALLOW); a changed value comes from the voter of the highest
-///           priority that gave one (of equals, from who attached first); a silent voter's default counts at its deadline.
+/// Purpose:  the strictest action wins (CRASH > SKIP > RETRY > ALLOW); a changed value comes from the voter of the
+/// highest
+///           priority that gave one (of equals, from who attached first); a silent voter's default counts at its
+///           deadline.
 /// Shapes:   begin() -> vote()/default_vote()... -> verdict() once nobody owes -> finish().
 /// Errors:   callers check owes() first; a vote of somebody who owes none is a broken invariant and is ignored.
 /// Threads:  none of its own.
@@ -55,6 +57,8 @@ class VcpuMachine {
   void owe(AgentSlot slot, TimePoint deadline);
 
   [[nodiscard]] bool owes(AgentSlot slot) const { return pending_.has(slot); }
+  /// How many replies the agent owes: more than one only for a pause that it asked for several times.
+  [[nodiscard]] unsigned owed(AgentSlot slot) const { return pending_.has(slot) ? owed_[slot] : 0U; }
   [[nodiscard]] AgentSet pending() const { return pending_; }
   /// The agent owed a reply to this event, now or before.
   [[nodiscard]] bool was_owed(AgentSlot slot) const { return asked_.has(slot); }
@@ -65,6 +69,11 @@ class VcpuMachine {
   void vote(const Voter& voter, const EventReply& reply);
   /// The agent's default in place of all that it still owes; what it staged is dropped. Returns the action taken.
   Action default_vote(const Voter& voter);
+
+  /// One owed reply less, without a vote while others are owed; the last one ends in the default.
+  void release_one(const Voter& voter);
+  /// The agent is gone: the place that it had means somebody else from now on. REQUIRES: !owes(slot).
+  void forget(AgentSlot slot);
 
   /// Agents whose deadline is not after `now`.
   [[nodiscard]] AgentSet expired(TimePoint now) const;
@@ -92,6 +101,7 @@ class VcpuMachine {
     void take(const Voter& voter) { *this = Source{true, voter.priority, voter.id}; }
   };
   void merge_action(const Voter& voter, Action action);
+  void merge_cookie(const EventReply& reply);
   [[nodiscard]] Action allowed_default(const Voter& voter) const;
 
   bool waiting_ = false;

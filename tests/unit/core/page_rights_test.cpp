@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include <catch2/catch.hpp>
+
+#include "tests/unit/core/core_harness.h"
+
+namespace kvmid::core::testing {
+
+namespace {
+
+PageFaultData fault(std::uint64_t gfn, unsigned access) {
+  return PageFaultData{Gva{}, Gpa{gfn * kPageSize + 8}, static_cast<std::uint8_t>(access), false};
+}
+
+struct TwoWatchers {
+  TwoWatchers() : a(guest.attach()), b(guest.attach()) {
+    for (const AgentId agent : {a, b}) guest.subscribe(agent, only(EventKind::PageFault));
+    guest.forget();
+  }
+  Guest guest;
+  AgentId a;
+  AgentId b;
+};
+
+}  // namespace
+
+TEST_CASE("the effective rights of a page are the AND of every agent's view", "[pages]") {
+  TwoWatchers t;
+  t.guest.set_pages(t.a, {pages(1, 2, kR | kW)});
+  t.guest.set_pages(t.b, {pages(2, 2, kR | kX)});
+  REQUIRE(t.guest.state.pages == std::map<std::uint64_t, std::uint8_t>{{1, kR | kW}, {2, kR}, {3, kR | kX}});
+  t.guest.set_pages(t.a, {pages(2, 1, kRwx)});
+  REQUIRE(t.guest.state.pages == std::map<std::uint64_t, std::uint8_t>{{1, kR | kW}, {2, kR | kX}, {3, kR | kX}});
+  t.guest.forget();
+  t.guest.set_pages(t.a, {pages(3, 1, kR | kX)});
+  REQUIRE(t.guest.to_hypervisor.empty());
+}
+
+TEST_CASE("a fault goes only to agents whose view forbids that access", "[pages]") {
+  TwoWatchers t;
+  t.guest.set_pages(t.a, {pages(1, 1, kR | kX)});
+  t.guest.set_pages(t.b, {pages(1, 1, kR | kW)});
+  const Seq seq = t.guest.event(0, fault(1, kW));
+  REQUIRE(t.guest.events_told(t.a) == 1);
+  REQUIRE(t.guest.events_told(t.b) == 0);
+  t.guest.vote(t.a, Action::Allow);
+  REQUIRE(t.guest.verdict(seq)->action == Action::Allow);
+  t.guest.event(0, fault(1, kX));
+  REQUIRE(t.guest.events_told(t.a) == 1);
+  REQUIRE(t.guest.events_told(t.b) == 1);
+}
+
+TEST_CASE("a fault that no view explains any more is tried again", "[pages]") {
+  TwoWatchers t;
+  t.guest.set_pages(t.a, {pages(1, 1, kR)});
+  t.guest.answering = false;
+  t.guest.set_pages(t.a, {pages(1, 1, kRwx)});
+  SECTION("while the hypervisor is being told") {
+    REQUIRE(t.guest.verdict(t.guest.event(0, fault(1, kW)))->action == Action::Retry);
+  }
+  SECTION("after it was told") {
+    t.guest.answer_all();
+    REQUIRE(t.guest.verdict(t.guest.event(0, fault(1, kW)))->action == Action::Retry);
+  }
+  SECTION("but not where the hypervisor refused to give the right back: that would never end") {
+    t.guest.refuse = [](const auto&) { return ErrorCode::NoMemory; };
+    t.guest.answer_all();
+    REQUIRE(t.guest.verdict(t.guest.event(0, fault(1, kW)))->action == Action::Allow);
+  }
+  SECTION("nor where the event does not take RETRY") {
+    REQUIRE(t.guest.verdict(t.guest.event(0, fault(1, kW), ActionSet{0b1001}))->action == Action::Allow);
+  }
+  REQUIRE(t.guest.events_told(t.a) == 0);
+}
+
+TEST_CASE("a fault of an agent that only restricts and does not decide is let through", "[pages]") {
+  Guest guest;
+  const AgentId agent = guest.attach();
+  guest.subscribe(agent, only(EventKind::PageFault), Role::Observer);
+  guest.set_pages(agent, {pages(1, 1, kR)});
+  REQUIRE(guest.verdict(guest.event(0, fault(1, kW)))->action == Action::Allow);
+  REQUIRE(guest.events_told(agent) == 1);
+}
+
+TEST_CASE("pages are told in runs of equal rights", "[pages]") {
+  TwoWatchers t;
+  t.guest.set_pages(t.a, {pages(10, 100, kR), pages(110, 50, kR), pages(200, 5, kR), pages(205, 5, kR | kX)});
+  REQUIRE(t.guest.to_hypervisor.size() == 1);
+  const auto& told = t.guest.to_hypervisor[0].entries;
+  REQUIRE(told.size() == 3);
+  REQUIRE(told[0].gpa == 10 * kPageSize);
+  REQUIRE(told[0].pages == 150);
+  REQUIRE(told[1].pages == 5);
+  REQUIRE(told[2].access == (kR | kX));
+}
+
+TEST_CASE("more runs than a message takes go out in batches, and rights given back in messages of their own",
+          "[pages]") {
+  Guest guest;
+  const AgentId agent = guest.attach();
+  for (std::uint32_t base = 0; base < 6000; base += 2000) {
+    std::vector<kvmi_page_access_entry> entries;
+    for (std::uint32_t i = 0; i < 2000; ++i) entries.push_back(pages((base + i) * 2, 1, kR));
+    REQUIRE(guest.error_of(agent, guest.set_pages(agent, entries)) == ErrorCode::None);
+  }
+  REQUIRE(guest.state.pages.size() == 6000);
+  guest.forget();
+  guest.lose(agent);
+  REQUIRE(guest.sent<SetPageAccess>() == 3);
+  for (const auto& sent : guest.to_hypervisor) REQUIRE(sent.entries.size() <= 2048);
+  REQUIRE(guest.state.pages.empty());
+}
+
+TEST_CASE("an agent restricts no more pages than its quota", "[pages][hostile]") {
+  Guest guest;
+  Grant grant = full_grant();
+  grant.quota.pages_max = 100;
+  const AgentId agent = guest.attach(grant);
+  const auto error = [&](const std::vector<kvmi_page_access_entry>& entries) {
+    return *guest.error_of(agent, guest.set_pages(agent, entries));
+  };
+  REQUIRE(error({pages(0, 60, kR), pages(1000, 40, kR)}) == ErrorCode::None);
+  REQUIRE(error({pages(500, 1, kR)}) == ErrorCode::Busy);
+  // Those it has already can be changed: no page more is restricted by that.
+  REQUIRE(error({pages(0, 60, kR | kX)}) == ErrorCode::None);
+  REQUIRE(error({pages(0, 10, kRwx)}) == ErrorCode::None);
+  REQUIRE(error({pages(500, 10, kR)}) == ErrorCode::None);
+  REQUIRE(error({pages(600, 1, kR)}) == ErrorCode::Busy);
+  REQUIRE(guest.machine.info().agents[0].pages == 100);
+}
+
+TEST_CASE("giving every right back on a huge range costs only what was restricted", "[pages][hostile]") {
+  // The whole address space page by page, thousands of times in a command, was minutes of work once.
+  Guest guest;
+  guest.lose_hypervisor();
+  guest.facts.max_gpa = std::uint64_t{1} << 52;
+  guest.connect();
+  const AgentId agent = guest.attach();
+  guest.set_pages(agent, {pages(5, 3, kR), pages(0x12345678, 1, kR)});
+  const std::vector<kvmi_page_access_entry> entries(2700, pages(0, 0xffffffff, kRwx));
+  REQUIRE(guest.error_of(agent, guest.set_pages(agent, entries)) == ErrorCode::None);
+  REQUIRE(guest.state.pages.empty());
+  REQUIRE(guest.machine.info().agents[0].pages == 0);
+  REQUIRE(guest.error_of(agent, guest.set_pages(agent, {pages(0, 0xffffffff, kR)})) == ErrorCode::Busy);
+  const Seq get = guest.command(agent, GetPageAccess{Gpa{0}, 0xffffffff, AddressSpace::Normal});
+  REQUIRE(guest.answer_to(agent, get)->entries.size() == 1);
+  REQUIRE(guest.answer_to(agent, get)->entries[0].pages == 0xffffffff);
+}
+
+TEST_CASE("page ranges and rights that make no sense are refused", "[pages][hostile]") {
+  Guest guest;
+  const AgentId agent = guest.attach();
+  const auto error = [&](const kvmi_page_access_entry& entry) {
+    return *guest.error_of(agent, guest.set_pages(agent, {entry}));
+  };
+  constexpr std::uint64_t kEnd = kGuestRam >> kPageShift;
+  REQUIRE(error({1, 1, kR, {}}) == ErrorCode::Fault);
+  REQUIRE(error(pages(0, 0, kR)) == ErrorCode::Fault);
+  REQUIRE(error(pages(kEnd, 1, kR)) == ErrorCode::Fault);
+  REQUIRE(error(pages(kEnd - 1, 2, kR)) == ErrorCode::Fault);
+  REQUIRE(error({0xfffffffffffff000, 0xffffffff, kR, {}}) == ErrorCode::Fault);
+  REQUIRE(error(pages(1, 1, kW)) == ErrorCode::Invalid);
+  REQUIRE(error(pages(1, 1, kW | kX)) == ErrorCode::Invalid);
+  REQUIRE(error(pages(1, 1, kX)) == ErrorCode::Invalid);
+  REQUIRE(error(pages(1, 1, 8)) == ErrorCode::Invalid);
+  REQUIRE(error(pages(kEnd - 1, 1, kR)) == ErrorCode::None);
+  const std::vector<kvmi_page_access_entry> one{pages(1, 1, kR)};
+  const Seq smm = guest.command(agent, SetPageAccess{AddressSpace::Smm, std::span<const kvmi_page_access_entry>(one)});
+  REQUIRE(guest.error_of(agent, smm) == ErrorCode::NotSupported);
+}
+
+TEST_CASE("GET_PAGE_ACCESS answers the agent's own view, in runs that cover what was asked", "[pages]") {
+  TwoWatchers t;
+  t.guest.set_pages(t.a, {pages(10, 5, kR), pages(15, 1, kR | kX)});
+  t.guest.set_pages(t.b, {pages(0, 100, 0)});
+  const Seq get = t.guest.command(t.a, GetPageAccess{Gpa{8 * kPageSize}, 20, AddressSpace::Normal});
+  const auto& runs = t.guest.answer_to(t.a, get)->entries;
+  REQUIRE(runs.size() == 4);
+  std::uint64_t next = 8;
+  for (const auto& run : runs) {
+    REQUIRE(run.gpa == next * kPageSize);
+    next += run.pages;
+  }
+  REQUIRE(next == 28);
+  REQUIRE(runs[0].access == kRwx);
+  REQUIRE(runs[1].access == kR);
+  REQUIRE(runs[2].access == (kR | kX));
+  REQUIRE(runs[3].access == kRwx);
+}
+
+TEST_CASE("an answer of GET_PAGE_ACCESS that is larger than a message is refused", "[pages][hostile]") {
+  Guest guest;
+  const AgentId agent = guest.attach();
+  std::vector<kvmi_page_access_entry> entries;
+  for (std::uint32_t i = 0; i < 2000; ++i) entries.push_back(pages(i * 2, 1, kR));
+  guest.set_pages(agent, entries);
+  const auto error = [&](std::uint32_t count) {
+    return guest.error_of(agent, guest.command(agent, GetPageAccess{Gpa{0}, count, AddressSpace::Normal}));
+  };
+  constexpr std::uint32_t kRunsMax = (KVMI_MAX_PAYLOAD - 16) / sizeof(kvmi_page_access_entry);
+  REQUIRE(error(kRunsMax) == ErrorCode::None);
+  for (kvmi_page_access_entry& entry : entries) entry.gpa += 4000 * kPageSize;
+  guest.set_pages(agent, entries);
+  REQUIRE(error(kRunsMax) == ErrorCode::None);
+  REQUIRE(error(kRunsMax + 1) == ErrorCode::TooBig);
+}
+
+}  // namespace kvmid::core::testing
