@@ -110,7 +110,7 @@ std::optional<std::optional<x86::Exception>> execute_segment_move(Mmu& mmu, Vcpu
     if (b >= 0x40 && b < 0x50) rex = b;
     else if (b == 0x66) narrow = true;
     else if (b == 0x8c || b == 0x8e) break;
-    else if (b != 0x26 && b != 0x2e && b != 0x36 && b != 0x3e && b != 0x64 && b != 0x65 && b != 0x67) return std::nullopt;
+    else if ((b & 0xe7) != 0x26 && b != 0x64 && b != 0x65 && b != 0x67) return std::nullopt;  // no prefix
   }
   if (at + 1 >= code.size()) return std::nullopt;
   const bool load = code[at] == std::byte{0x8e};

@@ -40,9 +40,10 @@ constexpr auto kOneByte = one_byte_classes();
 /// The second byte after 0x0f: system instructions.
 constexpr std::array<bool, 256> two_byte_sensitive() {
   std::array<bool, 256> table{};
-  // sldt/ltr..., sgdt/vmcall/xsetbv..., syscall, clts, sysret, invd, wbinvd, ud2, mov cr/dr, wrmsr, rdmsr, sysenter, sysexit
-  for (const unsigned b : {0x00u, 0x01u, 0x05u, 0x06u, 0x07u, 0x08u, 0x09u, 0x0bu, 0x20u, 0x21u, 0x22u, 0x23u, 0x30u, 0x32u,
-                           0x34u, 0x35u}) {
+  // sldt/ltr..., sgdt/vmcall/xsetbv..., syscall, clts, sysret, invd, wbinvd, ud2, mov cr/dr, wrmsr, rdmsr, sysenter,
+  // sysexit
+  for (const unsigned b : {0x00u, 0x01u, 0x05u, 0x06u, 0x07u, 0x08u, 0x09u, 0x0bu, 0x20u, 0x21u, 0x22u, 0x23u, 0x30u,
+                           0x32u, 0x34u, 0x35u}) {
     table[b] = true;
   }
   return table;
@@ -117,7 +118,8 @@ struct Engine::State {
     halt(StopKind::MemoryFault);
   }
 
-  /// May code on the page of `address` be executed? A page that was read before can be in Unicorn's own TLB as executable.
+  /// May code on the page of `address` be executed? A page that was read before can be in Unicorn's own TLB as
+  /// executable.
   const Mapping* executable(std::uint64_t address) {
     const auto found = mappings.find(address & kPageMask);
     if (found == mappings.end() || (found->second.rights & KVMI_PAGE_ACCESS_X) == 0) {
@@ -171,7 +173,8 @@ struct Engine::State {
     // Of an access that crosses pages the start is told, whichever page it was.
     const auto found = mappings.find(address & kPageMask);
     const std::uint64_t last = address + static_cast<std::uint64_t>(std::max(size, 1)) - 1;
-    if (found != mappings.end() && (found->second.rights & wanted) != 0 && (last & kPageMask) != (address & kPageMask)) {
+    const bool crosses = (last & kPageMask) != (address & kPageMask);
+    if (crosses && found != mappings.end() && (found->second.rights & wanted) != 0) {
       address = last & kPageMask;
     }
     memory_fault(address, access);
@@ -223,8 +226,8 @@ struct Engine::State {
     regs.rflags |= kept;
   }
 
-  /// Unicorn remembers the last contributory exception for ever and makes a double fault of the next one. Its context from
-  /// before the first instruction does not; the registers that a context holds are carried over.
+  /// Unicorn remembers the last contributory exception for ever and makes a double fault of the next one. Its context
+  /// from before the first instruction does not; the registers that a context holds are carried over.
   void forget_exception() {
     struct alignas(16) Register {
       std::array<std::uint8_t, 64> bytes{};

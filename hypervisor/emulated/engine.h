@@ -3,15 +3,16 @@
 
 /// Executes 64-bit code of one vCPU until something happens that the machine has to look at.
 ///
-/// Purpose:  the only file that knows Unicorn. It is used as an ALU with a software TLB: paging is off inside, its memory regions
-///           are single pages at their virtual addresses, and every instruction that touches system state makes it stop.
+/// Purpose:  the only file that knows Unicorn. It is used as an ALU with a software TLB: paging is off inside, its
+///           memory regions are single pages at their virtual addresses, and every instruction that touches system
+///           state makes it stop.
 /// Shapes:   map() what may be touched, run() until a Stop, look, run() again. Registers go in and out with run().
 /// Errors:   a Stop of kind Failed has Unicorn's words; nothing else is thrown or returned.
 /// Bounds:   at most kMappingsMax pages are mapped; map() throws all others out when it is full (mapping gets slower
 ///           with their number).
 /// Threads:  none of its own; all calls from one thread.
-/// Source:   Unicorn 2.0.1 ignores the guest's page tables (it maps addresses to themselves), delivers no exception through
-///           the guest's IDT, and keeps a stale "old exception": hence all this.
+/// Source:   Unicorn 2.0.1 ignores the guest's page tables (it maps addresses to themselves), delivers no exception
+///           through the guest's IDT, and keeps a stale "old exception": hence all this.
 
 #include <cstddef>
 #include <cstdint>

@@ -2,8 +2,8 @@
 //
 // How a machine's events are raised and what their answers do.
 //
-// An agent may have set registers meanwhile. If it moved RIP, that is where the vCPU goes on: the effect of the action still
-// happens, the step behind the instruction does not.
+// An agent may have set registers meanwhile. If it moved RIP, that is where the vCPU goes on: the effect of the action
+// still happens, the step behind the instruction does not.
 
 #include <utility>
 

@@ -31,8 +31,9 @@ Result<std::vector<std::byte>, ImageError> load_image(const std::string& path, s
   if (info.st_size == 0) return failed("the file is empty");
   const auto size = static_cast<std::uint64_t>(info.st_size);
   if (size > bytes_max) {
-    return failed("it has " + std::to_string(size) + " bytes; between the load address and the end of guest RAM there are " +
-                  std::to_string(bytes_max) + " (--memory)");
+    return failed("it has " + std::to_string(size) +
+                  " bytes; between the load address and the end of guest RAM there are " + std::to_string(bytes_max) +
+                  " (--memory)");
   }
   std::vector<std::byte> bytes(size);
   std::size_t have = 0;

@@ -70,7 +70,8 @@ Resolution Mmu::resolve(Vcpu& vcpu, Gva gva, x86::AccessKind access) {
     if (item.gfn == gfn) allowed |= item.rights;
   }
   if (x86::forbids(allowed, right_of(access))) return Restricted{translation->gpa, right_of(access)};
-  // A page without R: only an override of W or X can have come here. Unicorn needs R for it; it is gone after one instruction.
+  // A page without R: only an override of W or X can have come here. Unicorn needs R for it; it is gone after one
+  // instruction.
   vcpu.engine.map(gva, host, gfn, x86::combine_rights(tables, allowed) | KVMI_PAGE_ACCESS_R);
   return Mapped{};
 }

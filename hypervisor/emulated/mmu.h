@@ -46,8 +46,8 @@ class Mmu {
   /// Answers a MemoryFault of the engine.
   Resolution resolve(Vcpu& vcpu, Gva gva, x86::AccessKind access);
 
-  /// After a load of a control register: drops the mappings that a new walk would not make just so. As good as a flush, and
-  /// much cheaper where most of the address space stays.
+  /// After a load of a control register: drops the mappings that a new walk would not make just so. As good as a flush,
+  /// and much cheaper where most of the address space stays.
   void revalidate(Vcpu& vcpu);
 
   /// The guest's bytes at a virtual address, as the processor's own (implicit supervisor) access.

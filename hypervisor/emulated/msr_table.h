@@ -9,7 +9,8 @@
 
 namespace kvmid::emulated {
 
-/// The MSRs a vCPU has, apart from EFER, FS and GS base and the APIC base, which live in its segment and control registers.
+/// The MSRs a vCPU has, apart from EFER, FS and GS base and the APIC base, which live in its segment and control
+/// registers.
 ///
 /// Purpose:  an MSR that is not here does not exist: RDMSR and WRMSR give #GP.
 /// Threads:  none of its own.

@@ -67,7 +67,8 @@ std::variant<Options, int> parse_options(int argc, char** argv) {
       ->check(CLI::Range(std::uint64_t{1}, std::uint64_t{1000000000}))
       ->capture_default_str();
   app.add_option("--period-us", period_us,
-                 "how long the guest's HLT rests; the test guest halts after each round. 0: not at all, a core is used up")
+                 "how long the guest's HLT rests; the test guest halts after each round. 0: not at all, "
+                 "a core is used up")
       ->check(CLI::Range(std::uint64_t{0}, std::uint64_t{3600000000}))
       ->capture_default_str();
   auto* exit_option = app.add_option("--exit-after-ms", exit_after_ms, "end after this time")

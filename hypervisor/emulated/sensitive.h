@@ -4,8 +4,8 @@
 /// Instructions that touch system state: executed here, not in the engine.
 ///
 /// Purpose:  the vCPU's control registers, MSRs and tables are ours, and each of these instructions can be an event.
-/// Shapes:   execute() either does the instruction, or says what has to happen instead. A watched write is not done: the
-///           caller raises the event and calls write_cr() or write_msr() when it is allowed.
+/// Shapes:   execute() either does the instruction, or says what has to happen instead. A watched write is not done:
+///           the caller raises the event and calls write_cr() or write_msr() when it is allowed.
 /// Errors:   what the guest did wrong is an exception for it.
 /// Threads:  none of its own.
 /// Leaves out: what leads out of ring 0 (SYSRET, SYSEXIT: #UD), far returns, I/O.

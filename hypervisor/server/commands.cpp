@@ -142,22 +142,23 @@ CommandServer::Outcome CommandServer::run(const GetPageAccess& command) {
   }
   if (const auto ok = check_ram(command.gpa, std::uint64_t{command.pages} * kPageSize); !ok) return ok.error();
   const Gfn first = gfn_of(command.gpa);
+  constexpr std::size_t kEntriesMax =
+      (KVMI_MAX_PAYLOAD - sizeof(kvmi_error) - sizeof(kvmi_get_page_access_reply)) / sizeof(kvmi_page_access_entry);
   for (std::uint32_t i = 0; i < command.pages; ++i) {
     const auto rights = backend_.page_access(Gfn{first.value + i});
     if (!entries_.empty() && entries_.back().access == rights) {
       ++entries_.back().pages;
       continue;
     }
+    if (entries_.size() == kEntriesMax) {
+      return Refusal{ErrorCode::TooBig, "more than " + std::to_string(kEntriesMax) +
+                                            " ranges of different rights do not fit into a message: ask for less"};
+    }
     kvmi_page_access_entry entry{};
     entry.gpa = command.gpa.value + std::uint64_t{i} * kPageSize;
     entry.pages = 1;
     entry.access = rights;
     entries_.push_back(entry);
-  }
-  if (sizeof(kvmi_error) + sizeof(kvmi_get_page_access_reply) + entries_.size() * sizeof(kvmi_page_access_entry) >
-      KVMI_MAX_PAYLOAD) {
-    return Refusal{ErrorCode::TooBig, std::to_string(entries_.size()) +
-                                          " ranges of different rights do not fit into a message; ask for fewer pages"};
   }
   GetPageAccessReply reply;
   reply.entries = std::span<const kvmi_page_access_entry>(entries_);

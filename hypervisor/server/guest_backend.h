@@ -3,8 +3,8 @@
 
 /// What a hypervisor implements so that the server can offer its guest to kvmid.
 ///
-/// Purpose:  the seam between KVMI (Session, Link: bytes, sequence numbers, checks that hold for every hypervisor) and a
-///           particular way to run a guest.
+/// Purpose:  the seam between KVMI (Session, Link: bytes, sequence numbers, checks that hold for every hypervisor) and
+///           a particular way to run a guest.
 /// Shapes:   the server calls GuestBackend; the backend reports events to its EventSink.
 /// Threads:  one: server and backend share a loop, so every call is made between two instructions of the guest.
 /// Lifetime: the backend outlives the session; the sink is set before the guest runs.
@@ -97,8 +97,8 @@ class GuestBackend {
 
   /// The answer to the event that a vCPU raised. REQUIRES: it waits for just this kind, and takes this action.
   virtual void answer(const EventReply& reply) = 0;
-  /// Nobody watches any more: hooks() cleared, waiting vCPUs go on as by ALLOW, page rights as the guest has them, pauses and
-  /// injections that were asked for are forgotten.
+  /// Nobody watches any more: hooks() cleared, waiting vCPUs go on as by ALLOW, page rights as the guest has them,
+  /// pauses and injections that were asked for are forgotten.
   virtual void unhook() = 0;
 };
 

@@ -4,11 +4,11 @@
 /// The connection of a hypervisor process to kvmid: dialled, greeted, served, and dialled again when it is lost.
 ///
 /// Purpose:  a guest never depends on kvmid: without a connection it runs on unhooked, and kvmid finds it again.
-/// Shapes:   a state machine round one descriptor. The owner's loop polls what wait() names and calls handle(); raise() sends at
-///           once what the socket takes.
+/// Shapes:   a state machine round one descriptor. The owner's loop polls what wait() names and calls handle(); raise()
+///           sends at once what the socket takes.
 /// States:   Idle -> Connecting -> Greeting -> Serving, and from each back to Idle with a wait of 100 ms to 2 s.
-/// Errors:   every loss is one log line with its reason. kvmid's refusal is logged with kvmid's own text. A connection on
-///           which kvmid leaves more than kOutboxMax bytes unread is closed.
+/// Errors:   every loss is one log line with its reason. kvmid's refusal is logged with kvmid's own text. A connection
+///           on which kvmid leaves more than kOutboxMax bytes unread is closed.
 /// Threads:  none of its own.
 /// Lifetime: `backend` outlives the link. Its sink is the link.
 

@@ -3,10 +3,11 @@
 
 /// The KVMI 2 server side of one connection, without its socket: frames in, frames out.
 ///
-/// Purpose:  what every hypervisor process must do alike: decode, check, keep sequence numbers, match replies to events.
+/// Purpose:  what every hypervisor process must do alike: decode, check, keep sequence numbers, match replies to
+///           events.
 /// Shapes:   writable()/received() take bytes, outbox() has what is to be sent; raise() is called by the backend.
-/// Errors:   a well-formed command that cannot be done is answered with an error and a sentence. Anything malformed, or a
-///           reply to nothing, is a broken peer: received() gives the reason and the connection is to be closed.
+/// Errors:   a well-formed command that cannot be done is answered with an error and a sentence. Anything malformed, or
+///           a reply to nothing, is a broken peer: received() gives the reason and the connection is to be closed.
 /// Bounds:   one event per vCPU is open at a time; wants_input() is false while more than kOutboxHigh bytes wait, so
 ///           commands are taken no faster than their replies are read.
 /// Threads:  none of its own.

@@ -56,11 +56,11 @@ TEST_CASE("GET_VERSION names what is served and no more", "[server]") {
   CHECK(version.commands.bits == kServedCommands);
   CHECK(version.events == backend.facts().events);
   // Whatever is not in the mask is refused, whatever is in it is not unknown.
-  const std::vector<Command> all = {GetVersion{},   GetGuests{},      GetGuestInfo{},      PauseVcpu{},    GetRegisters{},
-                                    SetRegisters{}, ShutdownGuest{},  GetCpuid{},          GetPageAccess{}, SetPageAccess{},
-                                    InjectException{}, ReadPhysical{}, WritePhysical{},    GrantMemory{},  ControlEvents{},
-                                    ControlCr{},    ControlMsr{},     TranslateGva{},      ControlSinglestep{}, SetFilter{},
-                                    GetXsave{},     SetXsave{},       GetXcr{}};
+  const std::vector<Command> all = {
+      GetVersion{},      GetGuests{},    GetGuestInfo{},  PauseVcpu{},     GetRegisters{}, SetRegisters{},
+      ShutdownGuest{},   GetCpuid{},     GetPageAccess{}, SetPageAccess{}, InjectException{},
+      ReadPhysical{},    WritePhysical{}, GrantMemory{},  ControlEvents{}, ControlCr{},    ControlMsr{},
+      TranslateGva{},    ControlSinglestep{}, SetFilter{}, GetXsave{},     SetXsave{},     GetXcr{}};
   for (const auto& command : all) {
     CAPTURE(std::string(name_of(id_of(command))));
     const bool served = ((version.commands.bits >> static_cast<unsigned>(id_of(command))) & 1) != 0;
@@ -206,7 +206,8 @@ TEST_CASE("CRs and MSRs are watched on top of their event", "[server]") {
   RecordingBackend backend;
   done(backend, ControlCr{kAllVcpus, true, 3});
   CHECK_FALSE(backend.hooks().watches_cr(VcpuId{0}, 3));
-  done<ControlEventsReply>(backend, ControlEvents{VcpuId{0}, Operation::Set, Role::Decider, EventSet{1u << KVMI_EVENT_CR}});
+  const EventSet cr_events{1u << KVMI_EVENT_CR};
+  done<ControlEventsReply>(backend, ControlEvents{VcpuId{0}, Operation::Set, Role::Decider, cr_events});
   CHECK(backend.hooks().watches_cr(VcpuId{0}, 3));
   CHECK_FALSE(backend.hooks().watches_cr(VcpuId{0}, 4));
   CHECK_FALSE(backend.hooks().watches_cr(VcpuId{1}, 3));

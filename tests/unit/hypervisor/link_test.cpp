@@ -227,7 +227,8 @@ TEST_CASE("an emulated guest whose kvmid dies in the middle of an event runs on"
   guest.machine().set_sink(&link);
   Daemon daemon(link);
   daemon.accept();
-  daemon.send(Command{ControlEvents{kAllVcpus, Operation::Set, Role::Decider, EventSet{1u << KVMI_EVENT_HYPERCALL}}}, 1);
+  const EventSet hypercalls{1u << KVMI_EVENT_HYPERCALL};
+  daemon.send(Command{ControlEvents{kAllVcpus, Operation::Set, Role::Decider, hypercalls}}, 1);
   daemon.receive();
   guest.set_mode(GuestMode::Vmcall);
   REQUIRE(guest.run_until([&] { return guest.machine().vcpu(VcpuId{0}).activity == Activity::Waiting; }));

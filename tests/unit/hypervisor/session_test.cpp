@@ -137,7 +137,9 @@ TEST_CASE("an event is answered by the reply with its sequence number", "[server
 
 TEST_CASE("a reply to nothing ends the session", "[server][session]") {
   Peer peer;
-  const auto why = [&](const EventReply& reply, std::uint32_t seq) { return peer.send(reply, seq).value_or("accepted"); };
+  const auto why = [&](const EventReply& reply, std::uint32_t seq) {
+    return peer.send(reply, seq).value_or("accepted");
+  };
 
   SECTION("no event is open") { CHECK(why(Peer::reply(0), 1).find("waits for no reply") != std::string::npos); }
   SECTION("no such vCPU") { CHECK(why(Peer::reply(7), 1).find("no such vCPU") != std::string::npos); }
