@@ -116,7 +116,7 @@ int main(int argc, char** argv) {
     image = std::move(*loaded);
     options.machine.image = image;
   }
-  options.machine.start_time = std::time(nullptr);
+  if (options.machine.start_time == 0) options.machine.start_time = std::time(nullptr);
   auto machine = Machine::create(options.machine);
   if (!machine) {
     std::cerr << "kvmi-emu: " << machine.error().text << '\n';

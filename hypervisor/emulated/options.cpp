@@ -5,6 +5,7 @@
 
 #include <CLI/CLI.hpp>
 #include <iostream>
+#include <limits>
 
 #include "protocol/handshake.h"
 
@@ -56,6 +57,11 @@ std::variant<Options, int> parse_options(int argc, char** argv) {
       ->excludes(socket_option);
   app.add_option("--name", options.machine.name, "the guest's name, at most 63 characters")->capture_default_str();
   app.add_option("--uuid", uuid, "the guest's UUID; a random one if not given")->type_name("UUID");
+  app.add_option("--start-time", options.machine.start_time,
+                 "when the guest was started, in seconds since 1970; now if not given. The same UUID with another start\n"
+                 "is another guest: kvmid lets the agents of the one before go")
+      ->check(CLI::Range(std::int64_t{1}, std::numeric_limits<std::int64_t>::max()))
+      ->type_name("SECONDS");
   app.add_option("--vcpus", options.machine.vcpu_count, "virtual processors, in turn on one thread")
       ->check(CLI::Range(1, static_cast<int>(kVcpusMax)))
       ->capture_default_str();
