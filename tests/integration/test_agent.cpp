@@ -107,12 +107,13 @@ void flood(int fd) {
   }
 }
 
-/// Bytes that are no messages. Returns when kvmid has closed the connection.
+/// Bytes that are no messages: a size that no message has, then noise. Returns when kvmid has closed the connection.
 void garbage(int fd) {
   std::mt19937 random(4711);  // NOLINT(cert-msc51-cpp): the same bytes in every run
   std::array<std::uint32_t, 1024> noise{};
   for (;;) {
     for (auto& word : noise) word = static_cast<std::uint32_t>(random());
+    noise.front() = 0xffffffff;
     if (!write_all(fd, noise.data(), sizeof noise)) return;
   }
 }

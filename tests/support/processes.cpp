@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <fstream>
 #include <span>
 #include <utility>
 
@@ -30,17 +31,28 @@ Result<AgentClient, client::ClientError> connect_control(const std::string& agen
 /// Says hello on the agent socket: proof that somebody serves it, and not a file left behind.
 bool serves_agents(const std::string& agent_socket) { return connect_control(agent_socket).has_value(); }
 
-/// An own descriptor of the guest RAM that the process holds, or none.
+/// An own descriptor of the guest RAM that the process holds, or none. It has a size from one moment to the next.
 client::UniqueFd find_guest_ram(pid_t pid) {
   const std::filesystem::path folder = "/proc/" + std::to_string(pid) + "/fd";
   std::error_code ignored;
   for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
     const auto target = std::filesystem::read_symlink(entry.path(), ignored).string();
     if (target.starts_with("/memfd:") && target.find("guest RAM") != std::string::npos) {
-      return client::UniqueFd(::open(entry.path().c_str(), O_RDWR | O_CLOEXEC));
+      client::UniqueFd fd(::open(entry.path().c_str(), O_RDWR | O_CLOEXEC));
+      struct stat info {};
+      if (fd && ::fstat(fd.get(), &info) == 0 && info.st_size > 0) return fd;
     }
   }
   return {};
+}
+
+/// It has ended, and is not collected yet.
+bool is_zombie(pid_t pid) {
+  std::ifstream in("/proc/" + std::to_string(pid) + "/stat");
+  std::string text;
+  std::getline(in, text);
+  const auto end_of_name = text.rfind(')');
+  return end_of_name == std::string::npos || text.compare(end_of_name, 3, ") Z") == 0;
 }
 
 std::vector<std::string> guest_arguments(const std::string& socket, const GuestOptions& options) {
@@ -97,6 +109,7 @@ void Daemon::kill_and_restart() {
 
 GuestMemory::GuestMemory(pid_t pid) {
   const bool found = wait_until([&] {
+    if (is_zombie(pid)) throw TestError("process " + std::to_string(pid) + " ended while it was started");
     fd_ = find_guest_ram(pid);
     return static_cast<bool>(fd_);
   });
@@ -135,7 +148,7 @@ Guest::Guest(const RuntimeFolder& folder, GuestOptions options)
       return mailbox(vcpu).magic == emulated::kMailboxMagic;
     });
     if (!booted) throw TestError("vCPU " + std::to_string(vcpu) + " does not come up\n" + process_.tail());
-    set_mode(options_.mode, vcpu);
+    do_times(options_.mode, 2, vcpu);  // until then it does a bit of everything
   }
 }
 

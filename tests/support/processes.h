@@ -70,7 +70,7 @@ struct GuestOptions {
   std::string name = "web1";
   Uuid uuid = uuid_of(1);
   unsigned vcpus = 1;
-  GuestMode mode = GuestMode::Idle;  ///< of every vCPU, set as soon as they are in their loops
+  GuestMode mode = GuestMode::Idle;  ///< of every vCPU, in effect when the constructor returns
   std::vector<std::string> arguments;
 };
 
