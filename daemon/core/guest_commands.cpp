@@ -116,8 +116,10 @@ std::optional<Refusal> GuestMachine::refusal_of_pages(AgentSlot slot, const SetP
     const kvmi_page_access_entry entry = command.entries[i];
     if (!is_page_range(entry.gpa, entry.pages, facts_.max_gpa))
       return Refusal{ErrorCode::Fault, "pages are not aligned or not guest memory"};
-    if (const auto error = x86::refuse_page_rights(entry.access, facts_.execute_only))
-      return Refusal{ErrorCode::Invalid, x86::text_of(*error)};
+    if (const auto error = x86::refuse_page_rights(entry.access, facts_.execute_only)) {
+      const bool elsewhere = *error == x86::PageAccessError::ExecuteOnlyUnsupported;  // another processor has them
+      return Refusal{elsewhere ? ErrorCode::NotSupported : ErrorCode::Invalid, x86::text_of(*error)};
+    }
     if (entry.access == kRwx) continue;
     named += entry.pages;
     if (named > pages_max) return kOverQuota;

@@ -14,8 +14,9 @@ std::uint32_t to_us(std::chrono::milliseconds time) {
   return static_cast<std::uint32_t>(std::clamp<decltype(us)>(us, 0, 0xffffffff));
 }
 
-/// What a reply carries must fit the event; "" if it does.
-std::string_view fault_of(const EventReply& reply, const Event& event) {
+/// What a reply carries must fit the event and what the hypervisor has (`served`); "" if it does. One that the
+/// hypervisor does not know would cost the guest its link.
+std::string_view fault_of(const EventReply& reply, const Event& event, EventSet served) {
   const EventKind kind = event.kind();
   if (reply.event != kind) return "the reply names another event";
   if (!event.actions.has(reply.action)) return "the event does not take this action";
@@ -26,6 +27,8 @@ std::string_view fault_of(const EventReply& reply, const Event& event) {
     return "TRAP_ACCESS belongs to a page fault that is allowed";
   if (reply.step_over && (kind != EventKind::Breakpoint || reply.action != Action::Retry))
     return "STEP_OVER belongs to a breakpoint that is tried again";
+  if (reply.trap_access && !served.has(EventKind::Access)) return "this hypervisor makes no ACCESS events";
+  if (reply.step_over) return "there is no patch of this agent to step over";
   if (reply.has_cookie && reply.cookie != 0 && event.cookie == 0) return "no cookie came with the event";
   return {};
 }
@@ -168,7 +171,7 @@ void GuestMachine::agent_reply(AgentSlot slot, Seq seq, const EventReply& reply,
   }
   Agent& agent = agents_[slot];
   const Event& event = machine.event();
-  const std::string_view fault = fault_of(reply, event);
+  const std::string_view fault = fault_of(reply, event, version_.events);
   if (!fault.empty()) {
     machine.default_vote(agent.voter(slot));
     refuse_reply(slot, seq, reply.vcpu, event.kind(), ErrorCode::Invalid, fault, out);

@@ -242,6 +242,8 @@ class GuestMachine {
   [[nodiscard]] bool is_present(AgentSlot slot, AgentId id) const;
   void touch_all_pages();
   [[nodiscard]] bool withdrawing() const { return stopping_ || unhook_.has_value(); }
+
+  // guest_union.cpp: what the hypervisor must be told
   void tell_differences();
   void tell_event_differences(const std::vector<Subscriptions::VcpuUnion>& wanted);
   void tell_register_differences(const std::vector<Subscriptions::VcpuUnion>& wanted);
@@ -249,6 +251,8 @@ class GuestMachine {
   void add_part(const Command& command, VcpuId vcpu, bool takes_away);
   void send_parts(TimePoint now, Effects& out);
   void drop_unsent_parts();
+
+  // guest_wishes.cpp: what it said to that
   void drop_refused(const WishPart& part, ErrorCode error, Effects& out);
   void wish_confirmed(const OpenCommand& open, const CommandReply& reply, TimePoint now, Effects& out);
   void finish_wish(TimePoint now, Effects& out);

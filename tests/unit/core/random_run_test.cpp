@@ -160,8 +160,10 @@ class Run {
     EventReply reply = guest_.reply_to(id, static_cast<Action>(pick(kActionCount)));
     if (chance(10)) reply.event = EventKind::Trap;
     if (chance(10)) reply.vcpu = some_vcpu(false);
-    if (chance(30)) ask(id, SetRegisters{told->event.vcpu, {}});
-    guest_.vote_as(id, told->seq, reply);
+    const Seq seq = told->seq;
+    const VcpuId vcpu = told->event.vcpu;  // copies: the record grows
+    if (chance(30)) ask(id, SetRegisters{vcpu, {}});
+    guest_.vote_as(id, seq, reply);
   }
   void answer() {
     const bool refuse = chance(8) && guest_.machine.online();
