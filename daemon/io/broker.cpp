@@ -4,6 +4,7 @@
 #include <spdlog/logger.h>
 
 #include <boost/asio/post.hpp>
+#include <cstring>
 #include <future>
 
 #include "daemon/io/guest_session.h"
@@ -12,6 +13,18 @@
 #include "protocol/handshake.h"
 
 namespace kvmid::io {
+
+namespace {
+
+/// A handshake that is wrong may still say that its sender understands a refusal.
+bool names_kvmi2(Bytes handshake) {
+  std::uint32_t magic = 0;
+  if (handshake.size() < sizeof(kvmi_handshake) + sizeof magic) return false;
+  std::memcpy(&magic, handshake.data() + sizeof(kvmi_handshake), sizeof magic);
+  return magic == KVMI_HELLO_MAGIC;
+}
+
+}  // namespace
 
 Broker::Broker(boost::asio::io_context& front, Settings settings, Log& log)
     : front_(front),
@@ -114,6 +127,8 @@ void Broker::hello_failed(Side side, Greeted greeted, HelloFailure failure, cons
               to_string(greeted.peer), field(text));
   if (side == Side::Agent && failure != HelloFailure::Closed)
     refuse_agent(greeted.fd.get(), failure == HelloFailure::TimedOut ? ErrorCode::TimedOut : ErrorCode::Invalid, text);
+  if (side == Side::Hypervisor && failure == HelloFailure::Malformed && names_kvmi2(greeted.hello))
+    answer_hypervisor(greeted.fd.get(), true, ErrorCode::Invalid, text);
 }
 
 void Broker::refuse(Greeted& greeted, bool kvmi2, ErrorCode error, const std::string& text, std::string_view guest) {

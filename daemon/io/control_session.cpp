@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "daemon/io/frame_refusal.h"
 #include "daemon/io/peer.h"
 #include "daemon/io/welcome.h"
 
@@ -79,6 +80,7 @@ void ControlSession::on_frame(const Frame& frame) {
     reply(frame.seq, {.id = frame.id, .error = ErrorCode::Invalid, .text = text, .body = {}});
     if (++malformed_in_a_row_ < kMalformedMax) return;
     add_one(services_.counters.malformed_closed);
+    refuse_frame(ErrorCode::Invalid, kTooManyMalformed);
     return lose("too many malformed messages in a row", true);
   }
   malformed_in_a_row_ = 0;
@@ -96,6 +98,10 @@ void ControlSession::on_frame(const Frame& frame) {
                    queued();
                  },
                  [&](const UnknownMessage& unknown) {
+                   if (goes_up_only(unknown.id)) {
+                     add_one(services_.counters.frames_refused);
+                     return refuse_frame(ErrorCode::NotServed, kGoesUpOnly);
+                   }
                    reply(frame.seq, {.id = unknown.id,
                                      .error = ErrorCode::NotServed,
                                      .text = "no command has this id",
@@ -140,12 +146,13 @@ void ControlSession::queued() {
 
 void ControlSession::on_frame_refused(const FrameError& error) {
   add_one(services_.counters.frames_refused);
-  dialect_.encode(Notice{.kind = NoticeKind::FrameRefused,
-                         .error = ErrorCode::Invalid,
-                         .text = "a frame is larger than the limit: " + std::to_string(error.size) + " bytes"},
-                  connection_->outbox().compose());
-  queued();
+  refuse_frame(ErrorCode::Invalid, "a frame is larger than the limit: " + std::to_string(error.size) + " bytes");
   lose("sent a frame that is too large", true);
+}
+
+void ControlSession::refuse_frame(ErrorCode error, std::string_view text) {
+  dialect_.encode(frame_refusal(error, text), connection_->outbox().compose());
+  queued();
 }
 
 void ControlSession::on_turn_end() {

@@ -42,6 +42,7 @@ class ControlSession final : private Connection::Owner {
   void serve_guests(Seq seq, const GetGuests& command);
   void reply(Seq seq, const CommandReply& reply);
   void queued();
+  void refuse_frame(ErrorCode error, std::string_view text);
   void lose(std::string_view reason, bool flush_first);
   [[nodiscard]] bool visible(const Uuid& uuid, std::string_view name) const;
 

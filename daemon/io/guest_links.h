@@ -67,6 +67,7 @@ class GuestSession::AgentLink final : public Connection::Owner {
   void on_lost(std::string_view reason) override;
 
  private:
+  void refuse_frame(ErrorCode error, std::string_view text);
   GuestSession& session_;
 
  public:

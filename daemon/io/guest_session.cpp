@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <chrono>
 
+#include "daemon/io/frame_refusal.h"
 #include "daemon/io/guest_links.h"
 #include "daemon/io/peer.h"
 #include "daemon/io/registry.h"
@@ -114,9 +115,19 @@ void GuestSession::AgentLink::on_frame(const Frame& frame) {
     session_.perform();
     if (++malformed_in_a_row < kMalformedMax) return;
     add_one(session_.services_.counters.malformed_closed);
+    refuse_frame(ErrorCode::Invalid, kTooManyMalformed);
     return session_.lose(*this, "too many malformed messages in a row", true);
   }
   malformed_in_a_row = 0;
+  if (goes_up_only(frame.id)) {
+    add_one(session_.services_.counters.frames_refused);
+    session_.report(core::Report{.fact = core::Fact::CommandRefused,
+                                 .agent = id,
+                                 .seq = frame.seq,
+                                 .error = ErrorCode::NotServed,
+                                 .text = kGoesUpOnly});
+    return refuse_frame(ErrorCode::NotServed, kGoesUpOnly);
+  }
   const auto* command = std::get_if<Command>(&*message);
   if (command != nullptr && session_.hypervisor_ &&
       session_.hypervisor_->connection->queued_bytes() > kHypervisorQueueBusy)
@@ -127,12 +138,13 @@ void GuestSession::AgentLink::on_frame(const Frame& frame) {
 
 void GuestSession::AgentLink::on_frame_refused(const FrameError& error) {
   add_one(session_.services_.counters.frames_refused);
-  dialect.encode(Notice{.kind = NoticeKind::FrameRefused,
-                        .error = ErrorCode::Invalid,
-                        .text = "a frame is larger than the limit: " + std::to_string(error.size) + " bytes"},
-                 connection->outbox().compose());
-  session_.queued(*this);
+  refuse_frame(ErrorCode::Invalid, "a frame is larger than the limit: " + std::to_string(error.size) + " bytes");
   session_.lose(*this, "sent a frame that is too large", true);
+}
+
+void GuestSession::AgentLink::refuse_frame(ErrorCode error, std::string_view text) {
+  dialect.encode(frame_refusal(error, text), connection->outbox().compose());
+  session_.queued(*this);
 }
 
 void GuestSession::AgentLink::on_lost(std::string_view why) {
