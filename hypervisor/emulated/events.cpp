@@ -62,7 +62,7 @@ void Machine::move_on(Vcpu& vcpu) {
 
 void Machine::finish(Vcpu& vcpu, const EventReply& reply) {
   if (reply.action == Action::Skip || reply.action == Action::Retry) {
-    vcpu.overrides.clear();
+    end_overrides(vcpu);  // what was allowed of this instruction holds no more
     if (reply.action == Action::Skip) move_on(vcpu);
     return;
   }

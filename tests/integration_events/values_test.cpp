@@ -119,6 +119,37 @@ TEST_CASE("ALLOW of a page fault is for one access: the next one faults again", 
   stage.finish(GuestMode::Store);
 }
 
+TEST_CASE("what was allowed of an instruction is taken back when the rest of it is not done", "[events][values]") {
+  // The first instruction of the exec page is fetched from one restricted page and writes into another.
+  EventDaemon daemon;
+  const Action action = GENERATE(Action::Skip, Action::Retry);
+  INFO(name_of(action));
+  Stage stage(daemon);
+  const Gpa mailbox = emulated::mailbox_gpa(VcpuId{0});
+  stage.subscribe(EventKind::PageFault);
+  check(stage.agent.set_page_access(emulated::kExecPage, 1, KVMI_PAGE_ACCESS_R | KVMI_PAGE_ACCESS_W));
+  const auto fetch = stage.provoke(GuestMode::Exec);
+  check(stage.agent.set_page_access(mailbox, 1, KVMI_PAGE_ACCESS_R));
+  check(stage.agent.reply(fetch, Action::Allow));
+  const auto write = stage.next_event();
+  REQUIRE(std::get<PageFaultData>(write.event.data).access == KVMI_PAGE_ACCESS_W);
+  REQUIRE(write.event.regs.rip == fetch.event.regs.rip);
+  check(stage.agent.set_page_access(mailbox, 1, KVMI_PAGE_ACCESS_R | KVMI_PAGE_ACCESS_W | KVMI_PAGE_ACCESS_X));
+  check(stage.agent.reply(write, action));
+
+  std::optional<client::ReceivedEvent> next;
+  REQUIRE(wait_until([&] {
+    next = check(stage.agent.wait_event(Millis{5}));
+    return next || stage.done(GuestMode::Exec) > stage.done_before(GuestMode::Exec);
+  }));
+  REQUIRE(next);
+  CHECK(std::get<PageFaultData>(next->event.data).access == KVMI_PAGE_ACCESS_X);
+  CHECK((next->event.regs.rip == fetch.event.regs.rip) == (action == Action::Retry));
+  check(stage.agent.reply(*next, Action::Allow));
+  stage.finish(GuestMode::Exec);
+  CHECK(stage.now().exec_calls == stage.before().exec_calls + (action == Action::Retry ? 1 : 0));
+}
+
 TEST_CASE("a page keeps its other rights", "[events][values]") {
   EventDaemon daemon;
   Stage stage(daemon);
