@@ -111,7 +111,9 @@ GuestMemory::GuestMemory(pid_t pid) {
   const bool found = wait_until([&] {
     if (is_zombie(pid)) throw TestError("process " + std::to_string(pid) + " ended while it was started");
     fd_ = find_guest_ram(pid);
-    return static_cast<bool>(fd_);
+    // It is made first and gets its size a moment later.
+    struct stat info {};
+    return fd_ && ::fstat(fd_.get(), &info) == 0 && info.st_size != 0;
   });
   if (!found) throw TestError("process " + std::to_string(pid) + " has no guest RAM");
 }
