@@ -25,13 +25,17 @@ std::string config_text(const PolicyOptions& policy) {
 TestAgent::TestAgent(const Daemon& daemon, const Guest& guest, std::vector<std::string> options)
     : process_("test-agent", agent_arguments(daemon, guest, std::move(options))) {
   // An event can come between two confirmations, and so before the line that says ready.
-  const bool said = wait_until([&] {
-    const bool ended = !process_.running();  // before the look at its lines, so that none is missed
-    return !lines("ready").empty() || !lines("failed").empty() || ended;
-  });
-  if (!said || lines("ready").empty()) throw TestError("test-agent does not become ready\n" + process_.tail());
+  wait_until_or_end([&] { return !lines("ready").empty(); });
+  if (lines("ready").empty()) throw TestError("test-agent does not become ready\n" + process_.tail());
   const Json first = lines("ready").front();
   id_ = first.at("agent").get<std::uint32_t>();
+}
+
+void TestAgent::wait_until_or_end(const std::function<bool()>& condition) {
+  const bool held = wait_until([&] { return condition() || !process_.running(); });
+  if (!held || process_.running()) return;
+  process_.wait_exit();  // and with it what it printed last
+  static_cast<void>(condition());
 }
 
 void TestAgent::parse() {
@@ -64,7 +68,8 @@ std::vector<std::uint32_t> TestAgent::event_seqs() {
 
 std::vector<Json> TestAgent::wait_lines(const std::string& type, std::size_t count) {
   std::vector<Json> found;
-  if (!wait_until([&] { return (found = lines(type)).size() >= count; })) {
+  wait_until_or_end([&] { return (found = lines(type)).size() >= count; });
+  if (found.size() < count) {
     throw TestError("test-agent prints too few lines of type " + type + "\n" + process_.tail());
   }
   return found;
@@ -72,7 +77,8 @@ std::vector<Json> TestAgent::wait_lines(const std::string& type, std::size_t cou
 
 std::vector<Json> TestAgent::wait_notices(const std::string& kind, std::size_t count) {
   std::vector<Json> found;
-  if (!wait_until([&] { return (found = notices(kind)).size() >= count; })) {
+  wait_until_or_end([&] { return (found = notices(kind)).size() >= count; });
+  if (found.size() < count) {
     throw TestError("test-agent gets too few notices " + kind + "\n" + process_.tail());
   }
   return found;
@@ -80,13 +86,13 @@ std::vector<Json> TestAgent::wait_notices(const std::string& kind, std::size_t c
 
 Json TestAgent::wait_owed() {
   Json owed;
-  const bool found = wait_until([&] {
+  wait_until_or_end([&] {
     for (const auto& line : lines("event")) {
       if (line.at("decide") == true) owed = line;
     }
     return !owed.is_null();
   });
-  if (!found) throw TestError("test-agent gets no event to decide\n" + process_.tail());
+  if (owed.is_null()) throw TestError("test-agent gets no event to decide\n" + process_.tail());
   return owed;
 }
 

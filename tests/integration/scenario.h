@@ -5,6 +5,7 @@
 ///
 /// Threads:  as tests/support/process.h.
 
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -47,6 +48,7 @@ class TestAgent {
 
  private:
   void parse();
+  void wait_until_or_end(const std::function<bool()>& condition);
   std::vector<Json> parsed_;
   std::uint32_t id_ = 0;
   Process process_;

@@ -4,7 +4,7 @@
 // as one JSON object a line, flushed line by line, for tests to read.
 
 #include <poll.h>
-#include <unistd.h>
+#include <sys/socket.h>
 
 #include <CLI/CLI.hpp>
 #include <array>
@@ -77,7 +77,7 @@ Protected parse_protected(const std::string& text) {
 bool write_all(int fd, const void* data, std::size_t size) {
   const auto* at = static_cast<const char*>(data);
   while (size != 0) {
-    const ssize_t done = ::write(fd, at, size);
+    const ssize_t done = ::send(fd, at, size, MSG_NOSIGNAL);
     if (done > 0) {
       at += done;
       size -= static_cast<std::size_t>(done);
