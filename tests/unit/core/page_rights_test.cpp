@@ -160,7 +160,7 @@ TEST_CASE("page ranges and rights that make no sense are refused", "[pages][host
   REQUIRE(error({0xfffffffffffff000, 0xffffffff, kR, {}}) == ErrorCode::Fault);
   REQUIRE(error(pages(1, 1, kW)) == ErrorCode::Invalid);
   REQUIRE(error(pages(1, 1, kW | kX)) == ErrorCode::Invalid);
-  REQUIRE(error(pages(1, 1, kX)) == ErrorCode::Invalid);
+  REQUIRE(error(pages(1, 1, kX)) == ErrorCode::NotSupported);
   REQUIRE(error(pages(1, 1, 8)) == ErrorCode::Invalid);
   REQUIRE(error(pages(kEnd - 1, 1, kR)) == ErrorCode::None);
   const std::vector<kvmi_page_access_entry> one{pages(1, 1, kR)};
