@@ -31,7 +31,8 @@ Result<AgentClient, client::ClientError> connect_control(const std::string& agen
 /// Says hello on the agent socket: proof that somebody serves it, and not a file left behind.
 bool serves_agents(const std::string& agent_socket) { return connect_control(agent_socket).has_value(); }
 
-/// An own descriptor of the guest RAM that the process holds, or none. It is made first and gets its size a moment later.
+/// An own descriptor of the guest RAM that the process holds, or none. It is made first and gets its size a moment
+/// later.
 client::UniqueFd find_guest_ram(pid_t pid) {
   const std::filesystem::path folder = "/proc/" + std::to_string(pid) + "/fd";
   std::error_code ignored;
