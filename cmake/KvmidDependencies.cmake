@@ -2,7 +2,8 @@
 #
 # Everything comes from Debian 12 packages; scripts/install-dependencies lists them. Targets to link:
 #   Threads::Threads  Boost::headers  spdlog::spdlog  nlohmann_json::nlohmann_json  CLI11::CLI11
-#   Zydis::Zydis  PkgConfig::unicorn  Catch2::Catch2 (kvmid_test links it)  benchmark::benchmark (bench/ only)
+#   Zydis::Zydis  PkgConfig::unicorn  PkgConfig::libsystemd  Catch2::Catch2 (kvmid_test links it)
+#   benchmark::benchmark (bench/ only)
 
 set(THREADS_PREFER_PTHREAD_FLAG ON)
 find_package(Threads REQUIRED)
@@ -13,6 +14,7 @@ find_package(CLI11 REQUIRED)
 find_package(Zydis REQUIRED)
 find_package(PkgConfig REQUIRED)
 pkg_check_modules(unicorn REQUIRED IMPORTED_TARGET unicorn)
+pkg_check_modules(libsystemd REQUIRED IMPORTED_TARGET libsystemd)
 find_package(Catch2 2.13 REQUIRED)
 find_package(benchmark QUIET)
 find_package(Python3 REQUIRED COMPONENTS Interpreter)

@@ -14,6 +14,7 @@
 
 #include "daemon/app/admin_http.h"
 #include "daemon/app/options.h"
+#include "daemon/app/systemd.h"
 #include "daemon/io/broker.h"
 
 namespace kvmid::app {
@@ -38,16 +39,27 @@ void prepare_process(io::Log& log) {
 int run_daemon(const Config& config, const std::string& config_file, const char* version, io::Log& log) {
   boost::asio::io_context front{1};
   io::Broker broker(front, config.settings, log);
-  if (auto opened = broker.open(); !opened) return cannot_start(log, opened.error().text);
+  auto passed = take_passed_sockets();
+  if (!passed) return cannot_start(log, passed.error());
+  if (auto opened = broker.open(std::move(passed->broker)); !opened) return cannot_start(log, opened.error().text);
 
   std::unique_ptr<AdminServer> admin;
-  if (!config.admin.unix_path.empty()) {
-    auto socket = io::listen_unix(config.admin.unix_path, static_cast<mode_t>(config.admin.mode), config.admin.group);
+  std::string admin_at = config.admin.unix_path;
+  io::ListeningSocket admin_socket;
+  if (!passed->admin.empty()) {
+    admin_at = passed->admin.front().address;
+    admin_socket = std::move(passed->admin.front().socket);
+  } else if (!admin_at.empty()) {
+    auto socket = io::listen_unix(admin_at, static_cast<mode_t>(config.admin.mode), config.admin.group);
     if (!socket) return cannot_start(log, socket.error().text);
-    admin = std::make_unique<AdminServer>(std::move(*socket), AdminFacts{version, config_file}, broker, log);
-    log.info("listening for=admin at={}", io::field(config.admin.unix_path));
+    admin_socket = std::move(*socket);
+  }
+  if (admin_socket.fd.valid()) {
+    admin = std::make_unique<AdminServer>(std::move(admin_socket), AdminFacts{version, config_file}, broker, log);
+    log.info("listening for=admin at={}", io::field(admin_at));
   }
 
+  ServiceManager manager(front, broker, log);
   boost::asio::signal_set signals(front, SIGTERM, SIGINT);
   bool stopping = false;
   std::function<void()> wait = [&] {
@@ -56,6 +68,7 @@ int run_daemon(const Config& config, const std::string& config_file, const char*
       if (stopping) std::_Exit(128 + number);
       stopping = true;
       log.info("signal number={}", number);
+      manager.stopping();
       if (admin) admin->stop();
       broker.stop([&] { signals.cancel(); });
       wait();
@@ -64,6 +77,7 @@ int run_daemon(const Config& config, const std::string& config_file, const char*
   wait();
   log.info("ready version={} pid={} shards={} config={}", version, ::getpid(), config.settings.shards,
            io::field(config_file.empty() ? "defaults" : config_file));
+  manager.ready("Serving hypervisors and agents on " + std::to_string(config.settings.shards) + " shards");
   front.run();
   admin.reset();
   log.info("stopped");

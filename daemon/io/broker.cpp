@@ -52,26 +52,33 @@ Broker::~Broker() {
   registry_.clear();  // sessions hold connections, which need their shard's io_context
 }
 
-Result<void, ListenError> Broker::open() {
-  if (auto opened = open_side(settings_.hypervisors, Side::Hypervisor); !opened) return opened.error();
-  if (auto opened = open_side(settings_.agents, Side::Agent); !opened) return opened.error();
+Result<void, ListenError> Broker::open(PassedSockets passed) {
+  if (auto opened = open_side(settings_.hypervisors, std::move(passed.hypervisors), Side::Hypervisor); !opened)
+    return opened.error();
+  if (auto opened = open_side(settings_.agents, std::move(passed.agents), Side::Agent); !opened) return opened.error();
   for (const auto& shard : shards_) shard->start();
   for (const auto& listener : listeners_) listener->start();
   return {};
 }
 
-Result<void, ListenError> Broker::open_side(const ListenAt& at, Side side) {
+Result<void, ListenError> Broker::open_side(const ListenAt& at, std::vector<PassedSocket> passed, Side side) {
   const auto add = [&](ListeningSocket socket, const std::string& what) {
     log_.info("listening for={} at={}", side == Side::Hypervisor ? "hypervisors" : "agents", field(what));
     listeners_.push_back(std::make_unique<Listener>(front_, std::move(socket), what, counters_, log_,
                                                     [this, side](UniqueFd fd) { accepted(std::move(fd), side); }));
   };
-  if (!at.unix_path.empty()) {
+  bool unix_passed = false;
+  bool vsock_passed = false;
+  for (auto& given : passed) {
+    (given.vsock ? vsock_passed : unix_passed) = true;
+    add(std::move(given.socket), given.address);
+  }
+  if (!at.unix_path.empty() && !unix_passed) {
     auto socket = listen_unix(at.unix_path, static_cast<mode_t>(at.mode), at.group);
     if (!socket) return socket.error();
     add(std::move(*socket), at.unix_path);
   }
-  if (at.vsock_port) {
+  if (at.vsock_port && !vsock_passed) {
     auto socket = listen_vsock(*at.vsock_port);
     if (!socket) return socket.error();
     add(std::move(*socket), "vsock:" + std::to_string(*at.vsock_port));
@@ -260,6 +267,16 @@ void Broker::shards_ended() {
 }
 
 // ---- for people ----
+
+void Broker::ask_shards(std::function<void()> answered) {
+  const auto left = std::make_shared<std::atomic<std::size_t>>(shards_.size());
+  for (const auto& shard : shards_) {
+    shard->post([this, left, answered] {
+      // The last one to answer; what the others did before need not be seen here.
+      if (left->fetch_sub(1, std::memory_order_relaxed) == 1) boost::asio::post(front_, answered);
+    });
+  }
+}
 
 StatusSnapshot Broker::status(std::chrono::milliseconds timeout) {
   StatusSnapshot status;

@@ -42,11 +42,14 @@ class Broker {
   Broker(const Broker&) = delete;
   Broker& operator=(const Broker&) = delete;
 
-  /// Opens the sockets and starts the shards. The error names the socket.
-  Result<void, ListenError> open();
+  /// Opens the sockets that were not passed and starts the shards. The error names the socket.
+  Result<void, ListenError> open(PassedSockets passed = {});
   /// No newcomers; everything is withdrawn from every guest, or kStopTimeout passes; then `done` is called, once, on
   /// `front`, which the broker does not keep running any more.
   void stop(std::function<void()> done);
+
+  /// Calls `answered` on `front` once every shard has taken a turn; never, where one hangs. Not after stop().
+  void ask_shards(std::function<void()> answered);
 
   // Each asks the shards, and leaves out those that do not answer in time.
   [[nodiscard]] StatusSnapshot status(std::chrono::milliseconds timeout);
@@ -57,7 +60,7 @@ class Broker {
  private:
   enum class Side : std::uint8_t { Hypervisor, Agent };
 
-  Result<void, ListenError> open_side(const ListenAt& at, Side side);
+  Result<void, ListenError> open_side(const ListenAt& at, std::vector<PassedSocket> passed, Side side);
   void accepted(UniqueFd fd, Side side);
   void hello_failed(Side side, Greeted greeted, HelloFailure failure, const std::string& text);
   void hypervisor_greeted(Greeted greeted);

@@ -10,6 +10,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "daemon/io/counters.h"
 #include "daemon/io/log.h"
@@ -21,9 +22,21 @@ namespace kvmid::io {
 /// A listening socket, and the file that goes with it.
 struct ListeningSocket {
   UniqueFd fd;
-  std::string path;  ///< empty: vsock
+  std::string path;  ///< empty: vsock, or the file is not ours
   dev_t device = 0;  ///< of the file, to remove only our own
   ino_t inode = 0;
+};
+
+/// A socket that somebody else opened and listens on. Its file stays when it is closed.
+struct PassedSocket {
+  ListeningSocket socket;  ///< without a path
+  std::string address;     ///< for people
+  bool vsock = false;
+};
+/// Those take the place of the configured ones of the same kind (unix, vsock) on the same side.
+struct PassedSockets {
+  std::vector<PassedSocket> hypervisors;
+  std::vector<PassedSocket> agents;
 };
 
 /// Why there is no listening socket: a sentence that names the address, for people.
