@@ -278,6 +278,8 @@ class AgentClient {
   Result<std::vector<std::byte>, ClientError> get_xsave(VcpuId vcpu);
   Result<void, ClientError> set_xsave(VcpuId vcpu, Bytes area);
   Result<std::uint64_t, ClientError> get_xcr(VcpuId vcpu, std::uint32_t xcr = 0);
+  /// The guest's memory slots, ascending; holes between them are no memory.
+  Result<std::vector<kvmi_memory_slot>, ClientError> get_memory_map(AddressSpace space = AddressSpace::Normal);
 
  private:
   struct Request {

@@ -272,4 +272,12 @@ Result<std::uint64_t, ClientError> AgentClient::get_xcr(VcpuId vcpu, std::uint32
   return body->value;
 }
 
+Result<std::vector<kvmi_memory_slot>, ClientError> AgentClient::get_memory_map(AddressSpace space) {
+  const auto reply = checked(GetMemoryMap{space});
+  if (!reply) return reply.error();
+  const auto* body = reply->body<GetMemoryMapReply>();
+  if (body == nullptr) return odd_reply(CommandId::GetMemoryMap, "has no data");
+  return copy(body->slots);
+}
+
 }  // namespace kvmid::client

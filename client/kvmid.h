@@ -167,6 +167,8 @@ int kvmid_set_filter(kvmid_agent* agent, uint16_t vcpu, uint8_t event, uint8_t a
 int kvmid_get_xsave(kvmid_agent* agent, uint16_t vcpu, void* area, size_t max);
 int kvmid_set_xsave(kvmid_agent* agent, uint16_t vcpu, const void* area, size_t size);
 int kvmid_get_xcr(kvmid_agent* agent, uint16_t vcpu, uint32_t xcr, uint64_t* value);
+/* Fills at most `max` slots and returns how many there are. */
+int kvmid_get_memory_map(kvmid_agent* agent, uint16_t address_space, struct kvmi_memory_slot* slots, size_t max);
 
 /* ---- pipelined ---- */
 

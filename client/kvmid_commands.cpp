@@ -233,4 +233,14 @@ int kvmid_get_xcr(kvmid_agent* agent, std::uint16_t vcpu, std::uint32_t xcr, std
   });
 }
 
+int kvmid_get_memory_map(kvmid_agent* agent, std::uint16_t address_space, kvmi_memory_slot* slots, std::size_t max) {
+  return with(agent, [&](AgentClient& client) {
+    if (address_space > KVMI_ADDRESS_SPACE_SMM) return bad("there is no such address space");
+    const auto got = client.get_memory_map(static_cast<AddressSpace>(address_space));
+    if (!got) return fail(got.error());
+    if (slots != nullptr) std::copy_n(got->begin(), std::min(max, got->size()), slots);
+    return count(got->size());
+  });
+}
+
 }  // extern "C"

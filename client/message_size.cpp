@@ -31,6 +31,7 @@ std::size_t payload_size(const Command& command) {
           [](const GetXsave&) { return sizeof(kvmi_get_xsave); },
           [](const SetXsave& c) { return sizeof(kvmi_set_xsave) + c.area.size(); },
           [](const GetXcr&) { return sizeof(kvmi_get_xcr); },
+          [](const GetMemoryMap&) { return sizeof(kvmi_get_memory_map); },
       },
       command);
 }

@@ -230,6 +230,13 @@ GetXcr read_get_xcr(PayloadReader& r) {
   return {vcpu, wire.xcr};
 }
 
+GetMemoryMap read_get_memory_map(PayloadReader& r) {
+  const auto wire = r.take<kvmi_get_memory_map>();
+  const AddressSpace space = take_space(r, wire.address_space, KVMID_FIELD(kvmi_get_memory_map, address_space));
+  r.check_zero(KVMID_FIELD(kvmi_get_memory_map, padding));
+  return {space};
+}
+
 constexpr bool has_new_value(EventKind event) {
   return event == EventKind::Cr || event == EventKind::Msr || event == EventKind::Xsetbv;
 }
@@ -317,6 +324,7 @@ Result<Downward, DecodeError> DialectKvmi2::decode_downward(const Frame& frame) 
     case KVMI_MSG_GET_XSAVE: return finish(r, read_get_xsave(r));
     case KVMI_MSG_SET_XSAVE: return finish(r, read_set_xsave(r));
     case KVMI_MSG_GET_XCR: return finish(r, read_get_xcr(r));
+    case KVMI_MSG_GET_MEMORY_MAP: return finish(r, read_get_memory_map(r));
     case KVMI_MSG_EVENT_REPLY: {
       const EventReply reply = read_event_reply(r);
       if (const auto error = r.finish()) return *error;
@@ -416,6 +424,9 @@ void DialectKvmi2::encode(const Command& command, Seq seq, ByteBuffer& out) {
             w.put(c.area);
           },
           [&](const GetXcr& c) { w.put(kvmi_get_xcr{.vcpu = c.vcpu.value, .padding = 0, .xcr = c.xcr}); },
+          [&](const GetMemoryMap& c) {
+            w.put(kvmi_get_memory_map{.address_space = static_cast<std::uint16_t>(c.space), .padding = {}});
+          },
       },
       command);
 }

@@ -98,6 +98,26 @@ TranslateGvaReply read_translate_gva(PayloadReader& r) {
   return {Gpa{wire.gpa}, wire.page_bytes, wire.access, wire.user != 0};
 }
 
+GetMemoryMapReply read_memory_map(PayloadReader& r) {
+  const auto wire = r.take<kvmi_get_memory_map_reply>();
+  r.check_zero(KVMID_FIELD(kvmi_get_memory_map_reply, padding));
+  std::size_t at = r.position();
+  const auto slots = r.take_array<kvmi_memory_slot>(wire.count);
+  std::uint64_t free_from = 0;  // where the slot before ends
+  for (std::size_t i = 0; i < slots.size(); ++i, at += sizeof(kvmi_memory_slot)) {
+    const kvmi_memory_slot slot = slots[i];
+    r.set_base(at);
+    r.check(slot.gpa % kPageSize == 0 && slot.gpa >= free_from, kBadValue, KVMID_FIELD(kvmi_memory_slot, gpa));
+    r.check(slot.bytes != 0 && slot.bytes % kPageSize == 0 && !wraps(slot.gpa, slot.bytes), kBadValue,
+            KVMID_FIELD(kvmi_memory_slot, bytes));
+    r.check(slot.address_space <= KVMI_ADDRESS_SPACE_SMM, kBadValue, KVMID_FIELD(kvmi_memory_slot, address_space));
+    r.check((slot.flags & ~KVMI_SLOT_READ_ONLY) == 0, kBadFlag, KVMID_FIELD(kvmi_memory_slot, flags));
+    r.check_zero(KVMID_FIELD(kvmi_memory_slot, padding));
+    free_from = slot.gpa + slot.bytes;
+  }
+  return {slots};
+}
+
 constexpr bool is_command(std::uint16_t id) {
   switch (static_cast<CommandId>(id)) {
     case CommandId::GetVersion:
@@ -122,7 +142,8 @@ constexpr bool is_command(std::uint16_t id) {
     case CommandId::SetFilter:
     case CommandId::GetXsave:
     case CommandId::SetXsave:
-    case CommandId::GetXcr: return true;
+    case CommandId::GetXcr:
+    case CommandId::GetMemoryMap: return true;
   }
   return false;
 }
@@ -142,6 +163,7 @@ ReplyBody read_body(PayloadReader& r, CommandId id) {
     case CommandId::TranslateGva: return read_translate_gva(r);
     case CommandId::GetXsave: return GetXsaveReply{r.take_rest()};
     case CommandId::GetXcr: return GetXcrReply{r.take<kvmi_get_xcr_reply>().value};
+    case CommandId::GetMemoryMap: return read_memory_map(r);
     case CommandId::PauseVcpu:
     case CommandId::SetRegisters:
     case CommandId::ShutdownGuest:
@@ -358,6 +380,10 @@ void DialectKvmi2::encode(const CommandReply& reply, Seq seq, ByteBuffer& out) {
           },
           [&](const GetXsaveReply& b) { w.put(b.area); },
           [&](const GetXcrReply& b) { w.put(kvmi_get_xcr_reply{.value = b.value}); },
+          [&](const GetMemoryMapReply& b) {
+            w.put(kvmi_get_memory_map_reply{.count = wire_count<std::uint32_t>(b.slots.size()), .padding = 0});
+            w.put(b.slots.bytes());
+          },
       },
       reply.body);
 }

@@ -60,6 +60,7 @@ enum {
   KVMI_MSG_SET_XSAVE = 31,
   KVMI_MSG_GET_XCR = 32,
   KVMI_MSG_NOTICE = 33, /* kvmid to agent */
+  KVMI_MSG_GET_MEMORY_MAP = 34,
 };
 #define KVMI_COMMAND_BIT(id) (UINT64_C(1) << (id)) /* for the sets of supported commands */
 
@@ -438,6 +439,24 @@ struct kvmi_get_xcr {
 };
 struct kvmi_get_xcr_reply {
   uint64_t value;
+};
+
+struct kvmi_get_memory_map {
+  uint16_t address_space;
+  uint16_t padding[3];
+};
+enum { KVMI_SLOT_READ_ONLY = 1 /* a guest's write to it does not reach memory; page rights are ANDed with r-x */ };
+struct kvmi_memory_slot {
+  uint64_t gpa;   /* page-aligned */
+  uint64_t bytes; /* a multiple of the page size, 1 page or more */
+  uint16_t address_space;
+  uint16_t flags; /* KVMI_SLOT_* */
+  uint32_t padding;
+};
+struct kvmi_get_memory_map_reply {
+  uint32_t count;
+  uint32_t padding;
+  /* struct kvmi_memory_slot slots[count], ascending, not overlapping */
 };
 
 /* ---- events: common part, then the part of the event ---- */

@@ -32,6 +32,7 @@ CommandId id_of(const Command& command) {
           [](const GetXsave&) { return CommandId::GetXsave; },
           [](const SetXsave&) { return CommandId::SetXsave; },
           [](const GetXcr&) { return CommandId::GetXcr; },
+          [](const GetMemoryMap&) { return CommandId::GetMemoryMap; },
       },
       command);
 }
@@ -61,6 +62,7 @@ std::string_view name_of(CommandId id) {
     case CommandId::GetXsave: return "GET_XSAVE";
     case CommandId::SetXsave: return "SET_XSAVE";
     case CommandId::GetXcr: return "GET_XCR";
+    case CommandId::GetMemoryMap: return "GET_MEMORY_MAP";
   }
   return "unknown";
 }

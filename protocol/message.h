@@ -193,11 +193,15 @@ struct GetXcr {
   VcpuId vcpu;
   std::uint32_t xcr = 0;
 };
+struct GetMemoryMap {
+  AddressSpace space{};
+};
 
 using Command =
     std::variant<GetVersion, GetGuests, GetGuestInfo, PauseVcpu, GetRegisters, SetRegisters, ShutdownGuest, GetCpuid,
                  GetPageAccess, SetPageAccess, InjectException, ReadPhysical, WritePhysical, GrantMemory, ControlEvents,
-                 ControlCr, ControlMsr, TranslateGva, ControlSinglestep, SetFilter, GetXsave, SetXsave, GetXcr>;
+                 ControlCr, ControlMsr, TranslateGva, ControlSinglestep, SetFilter, GetXsave, SetXsave, GetXcr,
+                 GetMemoryMap>;
 
 /// Ids of commands: KVMI_MSG_*, and so the bit of a command in a set.
 enum class CommandId : std::uint16_t {
@@ -224,6 +228,7 @@ enum class CommandId : std::uint16_t {
   GetXsave = KVMI_MSG_GET_XSAVE,
   SetXsave = KVMI_MSG_SET_XSAVE,
   GetXcr = KVMI_MSG_GET_XCR,
+  GetMemoryMap = KVMI_MSG_GET_MEMORY_MAP,
 };
 
 /// A set of commands: KVMI_COMMAND_BIT.
@@ -294,11 +299,15 @@ struct GetXsaveReply {
 struct GetXcrReply {
   std::uint64_t value = 0;
 };
+struct GetMemoryMapReply {
+  WireArray<kvmi_memory_slot> slots;
+};
 
 /// monostate: the command has no reply data, or failed.
 using ReplyBody = std::variant<std::monostate, GetVersionReply, GetGuestsReply, GetGuestInfoReply, GetRegistersReply,
                                GetCpuidReply, GetPageAccessReply, ReadPhysicalReply, WritePhysicalReply,
-                               GrantMemoryReply, ControlEventsReply, TranslateGvaReply, GetXsaveReply, GetXcrReply>;
+                               GrantMemoryReply, ControlEventsReply, TranslateGvaReply, GetXsaveReply, GetXcrReply,
+                               GetMemoryMapReply>;
 
 /// The answer to a command: its data, or an error and a sentence for people.
 struct CommandReply {

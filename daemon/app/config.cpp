@@ -25,7 +25,7 @@ constexpr std::array kCommands{
     CommandId::GetPageAccess,   CommandId::SetPageAccess, CommandId::InjectException, CommandId::ReadPhysical,
     CommandId::WritePhysical,   CommandId::GrantMemory,   CommandId::ControlEvents,   CommandId::ControlCr,
     CommandId::ControlMsr,      CommandId::TranslateGva,  CommandId::ControlSinglestep, CommandId::SetFilter,
-    CommandId::GetXsave,        CommandId::SetXsave,      CommandId::GetXcr};
+    CommandId::GetXsave,        CommandId::SetXsave,      CommandId::GetXcr,          CommandId::GetMemoryMap};
 static_assert(kCommands.size() == std::variant_size_v<Command>);
 
 void read_listen(const Json& node, const std::string& path, bool with_vsock, io::ListenAt& out) {
@@ -199,16 +199,26 @@ void read_log(const Json& node, const std::string& path, LogConfig& out) {
   ObjectReader reader(node, path);
   if (const Json* level = reader.find("level")) {
     out.level = text_of(*level, reader.path_of("level"));
-    if (!is_log_level(out.level)) {
-      std::string list;
-      for (const auto name : kLogLevels) list += (list.empty() ? "" : ", ") + std::string(name);
-      fail(reader.path_of("level"), "must be one of " + list + ", is " + shown(*level));
-    }
+    if (!is_log_level(out.level))
+      fail(reader.path_of("level"), "must be one of " + log_level_names() + ", is " + shown(*level));
   }
   if (const Json* file = reader.find("file")) {
     out.file.reset();
     if (!file->is_null()) out.file = text_of(*file, reader.path_of("file"));
   }
+  reader.finish();
+}
+
+void read_audit(const Json& node, const std::string& path, AuditConfig& out) {
+  ObjectReader reader(node, path);
+  if (const Json* file = reader.find("file")) {
+    out.file.reset();
+    if (!file->is_null()) {
+      out.file = text_of(*file, reader.path_of("file"));
+      if (out.file->empty()) fail(reader.path_of("file"), "must be a path or null, is \"\"");
+    }
+  }
+  reader.number("queue_max", out.queue_max, 16, 1000000);
   reader.finish();
 }
 
@@ -220,6 +230,7 @@ Config read_root(const Json& root, const Config& defaults) {
   reader.number("shards", config.settings.shards, 0, 64);
   if (config.settings.shards == 0) config.settings.shards = defaults.settings.shards;
   if (const Json* v = reader.find("log")) read_log(*v, "/log", config.log);
+  if (const Json* v = reader.find("audit")) read_audit(*v, "/audit", config.audit);
   if (const Json* v = reader.find("limits")) read_limits(*v, "/limits", config.settings.limits);
   if (const Json* v = reader.find("hypervisors")) {
     config.settings.hypervisor_peers = {};
@@ -242,6 +253,12 @@ std::string describe(const ConfigError& error) {
 
 bool is_log_level(std::string_view name) {
   return std::find(kLogLevels.begin(), kLogLevels.end(), name) != kLogLevels.end();
+}
+
+std::string log_level_names() {
+  std::string list;
+  for (const auto name : kLogLevels) list += (list.empty() ? "" : ", ") + std::string(name);
+  return list;
 }
 
 Config default_config(std::uint32_t own_uid, unsigned cores) {
@@ -285,6 +302,29 @@ Result<Config, ConfigError> load_config(const std::string& file, const Config& d
   text.resize(static_cast<std::size_t>(in.gcount()));
   if (text.size() > kFileMax) return ConfigError{"", "larger than 8 MiB"};
   return parse_config(text, defaults);
+}
+
+Result<Config, ConfigError> ConfigSource::load() const {
+  Config config = defaults;
+  if (!file.empty()) {
+    auto loaded = load_config(file, defaults);
+    if (!loaded) return loaded.error();
+    config = std::move(*loaded);
+  }
+  if (!runtime_dir.empty()) use_runtime_dir(config, runtime_dir);
+  if (!log_level.empty()) config.log.level = log_level;
+  return config;
+}
+
+std::optional<ConfigError> needs_restart(const Config& running, const Config& next) {
+  const char* path = nullptr;
+  if (running.settings.hypervisors != next.settings.hypervisors) path = "/listen/hypervisors";
+  else if (running.settings.agents != next.settings.agents) path = "/listen/agents";
+  else if (running.admin != next.admin) path = "/listen/admin";
+  else if (running.settings.shards != next.settings.shards) path = "/shards";
+  else if (running.log.file != next.log.file) path = "/log/file";
+  if (path == nullptr) return std::nullopt;
+  return ConfigError{path, "cannot change while kvmid runs: needs a restart"};
 }
 
 }  // namespace kvmid::app

@@ -109,6 +109,7 @@ Json command_json(const Command& command) {
           [](const GetXsave& c) { return Json{{"vcpu", c.vcpu.value}}; },
           [](const SetXsave& c) { return Json{{"vcpu", c.vcpu.value}, {"area", hex_of(c.area)}}; },
           [](const GetXcr& c) { return Json{{"vcpu", c.vcpu.value}, {"xcr", c.xcr}}; },
+          [](const GetMemoryMap& c) { return Json{{"space", static_cast<unsigned>(c.space)}}; },
       },
       command);
 }
@@ -174,6 +175,15 @@ Json body_json(const ReplyBody& body) {
           },
           [](const GetXsaveReply& b) { return Json{{"area", hex_of(b.area)}}; },
           [](const GetXcrReply& b) { return Json{{"value", b.value}}; },
+          [](const GetMemoryMapReply& b) {
+            Json slots = Json::array();
+            for (std::size_t i = 0; i < b.slots.size(); ++i) {
+              const kvmi_memory_slot slot = b.slots[i];
+              slots.push_back({{"gpa", slot.gpa}, {"bytes", slot.bytes}, {"space", slot.address_space},
+                               {"flags", slot.flags}});
+            }
+            return Json{{"slots", slots}};
+          },
       },
       body);
 }
