@@ -41,21 +41,31 @@ constexpr auto kOneByte = one_byte_classes();
 constexpr std::array<bool, 256> two_byte_sensitive() {
   std::array<bool, 256> table{};
   // sldt/ltr..., sgdt/vmcall/xsetbv..., syscall, clts, sysret, invd, wbinvd, ud2, mov cr/dr, wrmsr, rdmsr, sysenter,
-  // sysexit
+  // sysexit, cpuid
   for (const unsigned b : {0x00u, 0x01u, 0x05u, 0x06u, 0x07u, 0x08u, 0x09u, 0x0bu, 0x20u, 0x21u, 0x22u, 0x23u, 0x30u,
-                           0x32u, 0x34u, 0x35u}) {
+                           0x32u, 0x34u, 0x35u, 0xa2u}) {
     table[b] = true;
   }
   return table;
 }
 constexpr auto kTwoByte = two_byte_sensitive();
 
+/// The ModRM byte behind 0x0f 0xae: xsave or xrstor of memory. Unicorn knows neither.
+bool is_xsave(std::byte modrm) {
+  const auto value = std::to_integer<unsigned>(modrm);
+  const unsigned operation = (value >> 3) & 7;
+  return (value >> 6) != 3 && (operation == 4 || operation == 5);
+}
+
 bool is_sensitive(const std::byte* code, std::size_t size) {
   for (std::size_t i = 0; i < size; ++i) {
     switch (kOneByte[std::to_integer<std::size_t>(code[i])]) {
       case ByteClass::Plain: return false;
       case ByteClass::Sensitive: return true;
-      case ByteClass::Escape: return i + 1 < size && kTwoByte[std::to_integer<std::size_t>(code[i + 1])];
+      case ByteClass::Escape:
+        if (i + 1 >= size) return false;
+        if (code[i + 1] == std::byte{0xae}) return i + 2 < size && is_xsave(code[i + 2]);
+        return kTwoByte[std::to_integer<std::size_t>(code[i + 1])];
       case ByteClass::Prefix: break;
     }
   }
@@ -255,9 +265,14 @@ struct Engine::State {
 Engine::Engine() : state_(std::make_unique<State>()) {
   State& s = *state_;
   State::check(uc_open(UC_ARCH_X86, UC_MODE_64, &s.uc), "uc_open");
+#if UC_API_MINOR >= 1
+  // Its own MMU would cut addresses to 32 bits while paging is off there, as it is for our page walk.
+  State::check(uc_ctl_tlb_mode(s.uc, UC_TLB_VIRTUAL), "uc_ctl_tlb_mode");
+#endif
   s.hook(UC_HOOK_CODE, &State::code_hook);
   s.hook(UC_HOOK_MEM_UNMAPPED | UC_HOOK_MEM_PROT, &State::memory_hook);
   s.hook(UC_HOOK_INTR, &State::interrupt_hook);
+  set_fpu(FpuState{});  // Unicorn begins with an MXCSR of 0
   State::check(uc_context_alloc(s.uc, &s.clean), "uc_context_alloc");
   State::check(uc_context_save(s.uc, s.clean), "uc_context_save");
 }
@@ -334,6 +349,36 @@ void Engine::flush() {
 x86::PageRights Engine::mapped_rights(Gva gva) const {
   const auto found = state_->mappings.find(gva.value & kPageMask);
   return found == state_->mappings.end() ? x86::kRightsNone : found->second.rights;
+}
+
+FpuState Engine::fpu() const {
+  uc_engine* uc = state_->uc;
+  FpuState fpu;
+  uc_reg_read(uc, UC_X86_REG_FPCW, &fpu.control);
+  uc_reg_read(uc, UC_X86_REG_FPSW, &fpu.status);
+  uc_reg_read(uc, UC_X86_REG_FPTAG, &fpu.tags);
+  uc_reg_read(uc, UC_X86_REG_MXCSR, &fpu.mxcsr);
+  for (std::size_t i = 0; i < fpu.physical.size(); ++i) {
+    std::array<std::uint8_t, 16> value{};
+    uc_reg_read(uc, UC_X86_REG_FP0 + static_cast<int>(i), value.data());
+    std::copy_n(value.begin(), fpu.physical[i].size(), fpu.physical[i].begin());
+  }
+  for (std::size_t i = 0; i < fpu.xmm.size(); ++i) uc_reg_read(uc, kVectorIds[i], fpu.xmm[i].data());
+  return fpu;
+}
+
+void Engine::set_fpu(const FpuState& fpu) {
+  uc_engine* uc = state_->uc;
+  uc_reg_write(uc, UC_X86_REG_FPCW, &fpu.control);
+  uc_reg_write(uc, UC_X86_REG_FPSW, &fpu.status);
+  uc_reg_write(uc, UC_X86_REG_FPTAG, &fpu.tags);
+  uc_reg_write(uc, UC_X86_REG_MXCSR, &fpu.mxcsr);
+  for (std::size_t i = 0; i < fpu.physical.size(); ++i) {
+    std::array<std::uint8_t, 16> value{};
+    std::copy_n(fpu.physical[i].begin(), fpu.physical[i].size(), value.begin());
+    uc_reg_write(uc, UC_X86_REG_FP0 + static_cast<int>(i), value.data());
+  }
+  for (std::size_t i = 0; i < fpu.xmm.size(); ++i) uc_reg_write(uc, kVectorIds[i], fpu.xmm[i].data());
 }
 
 void Engine::set_segment_bases(std::uint64_t fs, std::uint64_t gs) {
