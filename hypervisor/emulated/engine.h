@@ -22,6 +22,7 @@
 
 #include "arch/x86/page_access.h"
 #include "arch/x86/page_walk.h"
+#include "hypervisor/emulated/xsave.h"
 #include "protocol/ids.h"
 #include "protocol/kvmi.h"
 
@@ -67,6 +68,10 @@ class Engine {
   void retain(const std::function<bool(Gva page, Gfn gfn, x86::PageRights rights)>& keep);
   /// Rights with which the page of `gva` is mapped; kRightsNone if it is not.
   [[nodiscard]] x86::PageRights mapped_rights(Gva gva) const;
+
+  /// x87 and SSE registers. Between two runs.
+  [[nodiscard]] FpuState fpu() const;
+  void set_fpu(const FpuState& fpu);
 
   void set_segment_bases(std::uint64_t fs, std::uint64_t gs);
 

@@ -38,6 +38,14 @@ enum class GuestMode : std::uint64_t {
   Gp = KVMID_MODE_GP,
   Pf = KVMID_MODE_PF,
   Triple = KVMID_MODE_TRIPLE,
+  Xsetbv = KVMID_MODE_XSETBV,
+  Gdt = KVMID_MODE_GDT,
+  Idt = KVMID_MODE_IDT,
+  Ldt = KVMID_MODE_LDT,
+  Tr = KVMID_MODE_TR,
+  Cpuid = KVMID_MODE_CPUID,
+  Sse = KVMID_MODE_SSE,
+  Rom = KVMID_MODE_ROM,
 };
 inline constexpr std::size_t kGuestModeCount = KVMID_MODE_COUNT;
 
@@ -69,18 +77,37 @@ struct Mailbox {
   std::uint64_t arg_msr;         ///< to be written
   std::uint64_t arg_msr_value;   ///< to be written
   std::uint64_t arg_pf_address;  ///< to be written
-  std::array<std::uint64_t, 29> unused2;
+  std::array<std::uint64_t, 5> unused2;
+  std::uint64_t arg_xcr0;            ///< to be written; 0: 1 and 3 in turn
+  std::uint64_t arg_cpuid_function;  ///< to be written
+  std::uint64_t arg_cpuid_index;     ///< to be written
+  std::uint64_t xcr0;
+  std::uint64_t gdtr_limit;
+  std::uint64_t gdtr_base;
+  std::uint64_t idtr_limit;
+  std::uint64_t idtr_base;
+  std::uint64_t ldtr;
+  std::uint64_t tr;
+  std::array<std::uint64_t, 4> cpuid;  ///< EAX, EBX, ECX, EDX
+  std::array<std::uint64_t, 2> sse;    ///< XMM5
+  double x87;                          ///< ST(0)
+  std::uint64_t rom;
+  std::array<std::uint64_t, 6> unused3;
   std::array<std::uint64_t, 64> done;        ///< [GuestMode]
   std::array<std::uint64_t, 32> exceptions;  ///< [vector]
 };
 static_assert(offsetof(Mailbox, mode) == KVMID_MB_MODE && offsetof(Mailbox, lstar) == KVMID_MB_LSTAR);
 static_assert(offsetof(Mailbox, exec_calls) == KVMID_MB_EXEC_CALLS && offsetof(Mailbox, panic) == KVMID_MB_PANIC);
 static_assert(offsetof(Mailbox, turn) == KVMID_MB_TURN && offsetof(Mailbox, arg_msr) == KVMID_MB_ARG_MSR);
+static_assert(offsetof(Mailbox, arg_xcr0) == KVMID_MB_ARG_XCR0 && offsetof(Mailbox, cpuid) == KVMID_MB_CPUID_EAX);
+static_assert(offsetof(Mailbox, sse) == KVMID_MB_SSE && offsetof(Mailbox, rom) == KVMID_MB_ROM);
 static_assert(offsetof(Mailbox, done) == KVMID_MB_DONE && offsetof(Mailbox, exceptions) == KVMID_MB_EXCEPTIONS);
 
 inline constexpr std::uint64_t kMailboxMagic = KVMID_MB_MAGIC_VALUE;
 inline constexpr Gpa kProtectedPage{KVMID_GUEST_PROTECTED_GPA};
 inline constexpr Gpa kExecPage{KVMID_GUEST_EXEC_GPA};
+inline constexpr Gpa kRomPage{KVMID_GUEST_ROM_GPA};
+inline constexpr Gpa kSmram{KVMID_GUEST_SMRAM_GPA};
 inline constexpr std::uint64_t kRootA = KVMID_GUEST_ROOT_A_GPA;  ///< value of CR3
 inline constexpr std::uint64_t kRootB = KVMID_GUEST_ROOT_B_GPA;  ///< value of CR3
 inline constexpr std::uint64_t kHypercallNumber = KVMID_GUEST_HYPERCALL;

@@ -23,8 +23,15 @@
 #define KVMID_GUEST_ROOT_B_GPA 0x54000
 #define KVMID_GUEST_IDT_GPA 0x58000
 #define KVMID_GUEST_TSS_GPA 0x59000       /* 128 bytes per vCPU */
-#define KVMID_GUEST_GDT_GPA 0x5a000       /* 64 bytes per vCPU */
+#define KVMID_GUEST_GDT_GPA 0x5a000       /* 128 bytes per vCPU; from 0x50 on: LDT, second TSS */
+#define KVMID_GUEST_LDT_GPA 0x5b000       /* an empty LDT */
+#define KVMID_GUEST_ROM_GPA 0xf0000       /* one page of ROM: "KVMIROM1", then each byte is the low byte of its offset */
+#define KVMID_GUEST_ROM_BYTES 0x1000
 #define KVMID_GUEST_IMAGE_GPA 0x100000    /* where the loader puts the image, and where vCPUs begin */
+
+/* Only in address space 1 (SMM); address space 0 has other RAM there. Begins with "KVMISMRM", then zeros. */
+#define KVMID_GUEST_SMRAM_GPA 0xa0000
+#define KVMID_GUEST_SMRAM_BYTES 0x10000
 
 #define KVMID_GUEST_WINDOW_A_VALUE 0xa1
 #define KVMID_GUEST_WINDOW_B_VALUE 0xb2
@@ -32,7 +39,7 @@
 #define KVMID_GUEST_HYPERCALL 0x4b560001  /* number in RAX of the guest's hypercall */
 
 /* ---- what a vCPU does in a round: the word at KVMID_MB_MODE ---- */
-#define KVMID_MODE_ALL 0    /* 3 to 15 in turn, one a round */
+#define KVMID_MODE_ALL 0    /* 3 to the last in turn, one a round, but for TRIPLE */
 #define KVMID_MODE_IDLE 1   /* nothing but HLT */
 #define KVMID_MODE_SPIN 2   /* count without HLT */
 #define KVMID_MODE_CR3 3    /* the other page table root, then the byte in the window */
@@ -49,7 +56,15 @@
 #define KVMID_MODE_GP 14    /* load from an address that is not canonical */
 #define KVMID_MODE_PF 15    /* load from arg_pf_address */
 #define KVMID_MODE_TRIPLE 16 /* not one of "all": IDT of no length, then UD2 */
-#define KVMID_MODE_COUNT 17
+#define KVMID_MODE_XSETBV 17 /* XSETBV of arg_xcr0, or of the other of 1 and 3 where that is 0; XGETBV */
+#define KVMID_MODE_GDT 18    /* LGDT with the other of two limits, then SGDT */
+#define KVMID_MODE_IDT 19    /* likewise */
+#define KVMID_MODE_LDT 20    /* LLDT with the other of two selectors, then SLDT */
+#define KVMID_MODE_TR 21     /* LTR with the other of two selectors, then STR */
+#define KVMID_MODE_CPUID 22  /* CPUID of arg_cpuid_function, arg_cpuid_index */
+#define KVMID_MODE_SSE 23    /* XMM5 and ST(0) plus one, then stored */
+#define KVMID_MODE_ROM 24    /* store into the ROM page, then load from there */
+#define KVMID_MODE_COUNT 25
 
 /* ---- fields ---- */
 #define KVMID_MB_MAGIC 0x00         /* KVMID_MB_MAGIC_VALUE once the vCPU is in its loop */
@@ -78,6 +93,20 @@
 #define KVMID_MB_ARG_MSR 0x100      /* written by tests: number of MODE_MSR; at first 0x176 */
 #define KVMID_MB_ARG_MSR_VALUE 0x108 /* written by tests */
 #define KVMID_MB_ARG_PF_ADDRESS 0x110 /* written by tests; at first 0x7fff0000dead */
+#define KVMID_MB_ARG_XCR0 0x140     /* written by tests; 0: 1 and 3 in turn */
+#define KVMID_MB_ARG_CPUID_FUNCTION 0x148 /* written by tests */
+#define KVMID_MB_ARG_CPUID_INDEX 0x150    /* written by tests */
+#define KVMID_MB_XCR0 0x158         /* read back by XGETBV */
+#define KVMID_MB_GDTR_LIMIT 0x160   /* what SGDT stored, 0 if it stored nothing */
+#define KVMID_MB_GDTR_BASE 0x168
+#define KVMID_MB_IDTR_LIMIT 0x170   /* what SIDT stored */
+#define KVMID_MB_IDTR_BASE 0x178
+#define KVMID_MB_LDTR 0x180         /* what SLDT stored */
+#define KVMID_MB_TR 0x188           /* what STR stored */
+#define KVMID_MB_CPUID_EAX 0x190    /* and EBX, ECX, EDX behind it */
+#define KVMID_MB_SSE 0x1b0          /* XMM5, 16 bytes */
+#define KVMID_MB_X87 0x1c0          /* ST(0) as a double */
+#define KVMID_MB_ROM 0x1c8          /* loaded from the ROM page after the store */
 #define KVMID_MB_DONE 0x200         /* [KVMID_MODE_*]: actions finished */
 #define KVMID_MB_EXCEPTIONS 0x400   /* [vector], 32 of them: times that handler ran */
 

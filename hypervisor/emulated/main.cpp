@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "hypervisor/emulated/boot.h"
+#include "hypervisor/emulated/departure.h"
 #include "hypervisor/emulated/image.h"
 #include "hypervisor/emulated/machine.h"
 #include "hypervisor/emulated/options.h"
@@ -27,9 +28,11 @@ using namespace kvmid::emulated;
 
 volatile sig_atomic_t end_wanted = 0;
 volatile sig_atomic_t status_wanted = 0;
+volatile sig_atomic_t leave_wanted = 0;
 
 void on_signal(int number) {
   if (number == SIGUSR1) status_wanted = 1;
+  else if (number == SIGUSR2) leave_wanted = 1;
   else end_wanted = 1;
 }
 
@@ -39,7 +42,7 @@ sigset_t set_up_signals() {
   action.sa_handler = on_signal;
   sigset_t blocked, before;
   sigemptyset(&blocked);
-  for (const int number : {SIGTERM, SIGINT, SIGUSR1}) {
+  for (const int number : {SIGTERM, SIGINT, SIGUSR1, SIGUSR2}) {
     sigaction(number, &action, nullptr);
     sigaddset(&blocked, number);
   }
@@ -50,7 +53,8 @@ sigset_t set_up_signals() {
 
 int exit_code(StopCause cause) {
   switch (cause) {
-    case StopCause::None: return kExitOk;
+    case StopCause::None:
+    case StopCause::Shutdown: return kExitOk;
     case StopCause::CrashAction: return kExitCrashAction;
     case StopCause::GuestFault: return kExitGuestFault;
     case StopCause::Engine: return kExitEngine;
@@ -58,9 +62,16 @@ int exit_code(StopCause cause) {
   return kExitOk;
 }
 
+/// Would a step of the departure do something now?
+bool departure_is_due(const Machine& machine, const hypervisor::Link& link, const Departure& departure) {
+  if (departure.state() == Departure::State::Staying) return machine.shutdown_wanted();
+  return departure.state() == Departure::State::Leaving && link.state() == hypervisor::Link::State::Idle;
+}
+
 int run(Machine& machine, hypervisor::Link& link, const Options& options, const sigset_t& waiting_signals) {
   const auto end = options.exit_after ? std::optional(Clock::now() + *options.exit_after) : std::nullopt;
   bool announced = false;
+  Departure departure(machine, link);
   while (end_wanted == 0) {
     auto now = Clock::now();
     if (end && now >= *end) break;
@@ -69,22 +80,31 @@ int run(Machine& machine, hypervisor::Link& link, const Options& options, const 
       const std::string line = status_line(machine, link);
       [[maybe_unused]] const auto written = ::write(STDERR_FILENO, line.data(), line.size());
     }
+    if (leave_wanted != 0) {
+      leave_wanted = 0;
+      departure.leave_for(options.leave_reason, options.leave_time, now);
+    }
+    departure.step(now);
     if (machine.stopped() && !announced) {
       announced = true;
-      hypervisor::log("guest stopped", {{"guest", machine.facts().name}, {"reason", machine.stop_reason()}});
+      const bool shut_down = machine.stop_cause() == StopCause::Shutdown;
+      hypervisor::log(shut_down ? "guest shut down" : "guest stopped",
+                      {{"guest", machine.facts().name}, {"reason", machine.stop_reason()}});
       link.stop("the guest stopped: " + machine.stop_reason());
       if (!options.stay) break;
     }
-    machine.run_round(now);
+    if (departure.guest_runs()) machine.run_round(now);
 
     const auto wait = link.wait();
     std::optional<Clock::time_point> until = wait.until;
-    for (const auto& other : {machine.stopped() ? std::nullopt : machine.next_wake(), end}) {
+    const bool runs = departure.guest_runs() && !machine.stopped();
+    for (const auto& other : {runs ? machine.next_wake() : std::nullopt, departure.until(), end}) {
       if (other && (!until || *other < *until)) until = other;
     }
     now = Clock::now();
     timespec timeout{};
-    const bool at_once = machine.runnable(now) || (machine.stopped() && !announced);
+    const bool at_once = (runs && (machine.runnable(now) || departure_is_due(machine, link, departure))) ||
+                         (machine.stopped() && !announced);
     if (!at_once && until && *until > now) {
       const auto left = std::chrono::duration_cast<std::chrono::nanoseconds>(*until - now).count();
       timeout.tv_sec = left / 1000000000;

@@ -6,6 +6,7 @@
 #include <CLI/CLI.hpp>
 #include <iostream>
 #include <limits>
+#include <map>
 
 #include "protocol/handshake.h"
 
@@ -21,7 +22,9 @@ What the guest does is chosen by a word in its RAM and what it saw can be read t
 address 0x10000 + 0x1000 * vCPU (hypervisor/emulated/GUEST.md, mailbox.h).
 
 Signals:    SIGUSR1 prints the state as one line of JSON on standard error; SIGTERM and SIGINT end the program.
-Exit codes: 0 ended by a signal or --exit-after-ms    1 could not start    2 wrong options
+            SIGUSR2 lets the guest go for a while: kvmid is told (UNHOOK, with --leave-reason) and takes its hooks back,
+            the connection is closed, the guest is held for --leave-ms, and then kvmid is dialled again.
+Exit codes: 0 ended by a signal, --exit-after-ms, or SHUTDOWN_GUEST    1 could not start    2 wrong options
             3 an agent answered CRASH                  4 the guest died (triple fault, no RAM there)
             5 the emulator could not go on
 
@@ -79,6 +82,17 @@ std::variant<Options, int> parse_options(int argc, char** argv) {
       ->capture_default_str();
   auto* exit_option = app.add_option("--exit-after-ms", exit_after_ms, "end after this time")
       ->check(CLI::Range(std::uint64_t{1}, std::uint64_t{86400000}));
+  const std::map<std::string, OffReason> reasons = {{"suspend", OffReason::Suspend},
+                                                    {"migration", OffReason::Migration},
+                                                    {"snapshot", OffReason::Snapshot}};
+  app.add_option("--leave-reason", options.leave_reason, "what kvmid is told at SIGUSR2: suspend, migration or snapshot")
+      ->transform(CLI::CheckedTransformer(reasons))
+      ->type_name("REASON")
+      ->default_str("suspend");
+  std::uint64_t leave_ms = 1000;
+  app.add_option("--leave-ms", leave_ms, "how long the guest is held after SIGUSR2")
+      ->check(CLI::Range(std::uint64_t{0}, std::uint64_t{86400000}))
+      ->capture_default_str();
   app.add_flag("--stay", options.stay, "do not exit when the guest stops for good: wait for a signal, unconnected");
   app.add_flag("--quiet", options.quiet, "no lines about connections");
 
@@ -115,6 +129,7 @@ std::variant<Options, int> parse_options(int argc, char** argv) {
   }
   options.machine.memory_bytes = memory_mib << 20;
   options.machine.period = std::chrono::microseconds(period_us);
+  options.leave_time = std::chrono::milliseconds(leave_ms);
   if (exit_option->count() > 0) options.exit_after = std::chrono::milliseconds(exit_after_ms);
   if (!image.empty()) options.image_path = image;
   return options;

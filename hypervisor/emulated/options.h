@@ -28,6 +28,8 @@ struct Options {
   std::optional<std::string> image_path;
   std::optional<std::chrono::milliseconds> exit_after;
   bool stay = false;
+  OffReason leave_reason = OffReason::Suspend;         ///< what SIGUSR2 tells kvmid
+  std::chrono::milliseconds leave_time{1000};          ///< how long the guest is held then
   bool quiet = false;
 };
 

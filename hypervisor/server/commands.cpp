@@ -18,9 +18,9 @@ std::string hex(std::uint64_t value) {
   return text.data();
 }
 
-Done check_space(AddressSpace space) {
+Done check_rights_space(AddressSpace space) {
   if (space == AddressSpace::Normal) return {};
-  return Refusal{ErrorCode::NotSupported, "this hypervisor has no address space but 0 (no SMM)"};
+  return Refusal{ErrorCode::NotSupported, "page rights exist in address space 0 only, not in 1 (SMM)"};
 }
 
 std::string event_names(std::uint64_t bits) {
@@ -62,16 +62,18 @@ CommandServer::VcpuRange CommandServer::vcpus(VcpuId vcpu) const {
   return {vcpu.value, static_cast<std::uint16_t>(vcpu.value + 1)};
 }
 
-Done CommandServer::check_ram(Gpa gpa, std::uint64_t bytes) const {
+Done CommandServer::check_memory(AddressSpace space, Gpa gpa, std::uint64_t bytes) const {
   const auto outside = [&] {
-    return Refusal{ErrorCode::Fault, hex(bytes) + " bytes at GPA " + hex(gpa.value) +
-                                         " are not all guest RAM, which ends at " + hex(backend_.facts().max_gpa)};
+    const std::string where = space == AddressSpace::Normal
+                                  ? "guest RAM, which ends at " + hex(backend_.facts().max_gpa)
+                                  : "memory of address space 1 (SMM)";
+    return Refusal{ErrorCode::Fault, hex(bytes) + " bytes at GPA " + hex(gpa.value) + " are not all " + where};
   };
   if (bytes == 0) return Refusal{ErrorCode::Invalid, "a range of 0 bytes"};
   const std::uint64_t last = gpa.value + (bytes - 1);
   if (last < gpa.value) return outside();
   const std::uint64_t pages = (last >> kPageShift) - (gpa.value >> kPageShift) + 1;
-  if (!backend_.is_ram(gfn_of(gpa), pages)) return outside();
+  if (!backend_.is_memory(space, gfn_of(gpa), pages)) return outside();
   return {};
 }
 
@@ -79,7 +81,7 @@ CommandServer::Outcome CommandServer::run(const GetVersion&) {
   GetVersionReply reply;
   reply.version = KVMI_VERSION;
   reply.max_payload = KVMI_MAX_PAYLOAD;
-  reply.commands = CommandSet{kServedCommands};
+  reply.commands = CommandSet{kServedCommands | backend_.facts().commands.bits};
   reply.events = backend_.facts().events;
   return ReplyBody{reply};
 }
@@ -135,12 +137,14 @@ CommandServer::Outcome CommandServer::run(const SetRegisters& command) {
 }
 
 CommandServer::Outcome CommandServer::run(const GetPageAccess& command) {
-  if (const auto ok = check_space(command.space); !ok) return ok.error();
+  if (const auto ok = check_rights_space(command.space); !ok) return ok.error();
   if (command.pages == 0) return Refusal{ErrorCode::Invalid, "0 pages are asked for"};
   if (command.gpa.value % kPageSize != 0) {
     return Refusal{ErrorCode::Invalid, "GPA " + hex(command.gpa.value) + " is not the start of a page"};
   }
-  if (const auto ok = check_ram(command.gpa, std::uint64_t{command.pages} * kPageSize); !ok) return ok.error();
+  if (const auto ok = check_memory(command.space, command.gpa, std::uint64_t{command.pages} * kPageSize); !ok) {
+    return ok.error();
+  }
   const Gfn first = gfn_of(command.gpa);
   constexpr std::size_t kEntriesMax =
       (KVMI_MAX_PAYLOAD - sizeof(kvmi_error) - sizeof(kvmi_get_page_access_reply)) / sizeof(kvmi_page_access_entry);
@@ -166,7 +170,7 @@ CommandServer::Outcome CommandServer::run(const GetPageAccess& command) {
 }
 
 CommandServer::Outcome CommandServer::run(const SetPageAccess& command) {
-  if (const auto ok = check_space(command.space); !ok) return ok.error();
+  if (const auto ok = check_rights_space(command.space); !ok) return ok.error();
   if (command.entries.empty()) return Refusal{ErrorCode::Invalid, "no entries"};
   // All are looked at before the first is done: the command takes effect as a whole or not at all.
   for (std::size_t i = 0; i < command.entries.size(); ++i) {
@@ -181,7 +185,7 @@ CommandServer::Outcome CommandServer::run(const SetPageAccess& command) {
     if (const auto error = x86::refuse_page_rights(entry.access, backend_.facts().execute_only)) {
       return refuse(ErrorCode::Invalid, x86::text_of(*error));
     }
-    if (const auto ok = check_ram(Gpa{entry.gpa}, std::uint64_t{entry.pages} * kPageSize); !ok) {
+    if (const auto ok = check_memory(command.space, Gpa{entry.gpa}, std::uint64_t{entry.pages} * kPageSize); !ok) {
       return refuse(ok.error().code, ok.error().text);
     }
   }
@@ -210,12 +214,11 @@ CommandServer::Outcome CommandServer::run(const InjectException& command) {
 }
 
 CommandServer::Outcome CommandServer::run(const ReadPhysical& command) {
-  if (const auto ok = check_space(command.space); !ok) return ok.error();
   if (command.ranges.empty()) return Refusal{ErrorCode::Invalid, "no ranges"};
   std::uint64_t total = sizeof(kvmi_error) + sizeof(kvmi_read_physical_reply);
   for (std::size_t i = 0; i < command.ranges.size(); ++i) {
     const auto range = command.ranges[i];
-    if (const auto ok = check_ram(Gpa{range.gpa}, range.size); !ok) {
+    if (const auto ok = check_memory(command.space, Gpa{range.gpa}, range.size); !ok) {
       return Refusal{ok.error().code, "range " + std::to_string(i) + ": " + ok.error().text};
     }
     total += range.size;
@@ -228,7 +231,8 @@ CommandServer::Outcome CommandServer::run(const ReadPhysical& command) {
     const auto range = command.ranges[i];
     const std::size_t at = data_.size();
     data_.resize(at + range.size);
-    if (const auto done = backend_.read_physical(Gpa{range.gpa}, std::span(data_).subspan(at)); !done) {
+    if (const auto done = backend_.read_physical(command.space, Gpa{range.gpa}, std::span(data_).subspan(at));
+        !done) {
       return done.error();
     }
   }
@@ -238,13 +242,12 @@ CommandServer::Outcome CommandServer::run(const ReadPhysical& command) {
 }
 
 CommandServer::Outcome CommandServer::run(const WritePhysical& command) {
-  if (const auto ok = check_space(command.space); !ok) return ok.error();
   if (command.flags != 0) {
     return Refusal{ErrorCode::NotSupported, "cookies, expected bytes and patches are kvmid's business: flags " +
                                                 hex(command.flags) + " are not served by a hypervisor"};
   }
-  if (const auto ok = check_ram(command.gpa, command.data.size()); !ok) return ok.error();
-  if (const auto done = backend_.write_physical(command.gpa, command.data); !done) return done.error();
+  if (const auto ok = check_memory(command.space, command.gpa, command.data.size()); !ok) return ok.error();
+  if (const auto done = backend_.write_physical(command.space, command.gpa, command.data); !done) return done.error();
   return ReplyBody{WritePhysicalReply{}};
 }
 

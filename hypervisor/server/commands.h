@@ -37,10 +37,22 @@ class CommandServer {
   Outcome run(const ControlEvents& command);
   Outcome run(const ControlCr& command);
   Outcome run(const ControlMsr& command);
+  // state_commands.cpp
+  Outcome run(const ShutdownGuest& command);
+  Outcome run(const GetCpuid& command);
+  Outcome run(const TranslateGva& command);
+  Outcome run(const GetXsave& command);
+  Outcome run(const SetXsave& command);
+  Outcome run(const GetXcr& command);
+  Outcome run(const GetMemoryMap& command);
   template <class Unserved>
   Outcome run(const Unserved&) {
-    return Refusal{ErrorCode::NotServed, "this hypervisor does not serve the command; GET_VERSION lists what it does"};
+    return not_served();
   }
+  static Refusal not_served() {
+    return {ErrorCode::NotServed, "this hypervisor does not serve the command; GET_VERSION lists what it does"};
+  }
+  [[nodiscard]] bool serves(CommandId id) const { return backend_.facts().commands.has(id); }
 
   [[nodiscard]] bool is_vcpu(VcpuId vcpu) const { return vcpu.value < backend_.facts().vcpu_count; }
   [[nodiscard]] Refusal no_such_vcpu(VcpuId vcpu) const;
@@ -49,13 +61,14 @@ class CommandServer {
     std::uint16_t begin, end;
   };
   [[nodiscard]] VcpuRange vcpus(VcpuId vcpu) const;
-  [[nodiscard]] Done check_ram(Gpa gpa, std::uint64_t bytes) const;
+  [[nodiscard]] Done check_memory(AddressSpace space, Gpa gpa, std::uint64_t bytes) const;
 
   GuestBackend& backend_;
   std::string text_;
   std::vector<std::byte> data_;
   std::vector<kvmi_x86_msr> msrs_;
   std::vector<kvmi_page_access_entry> entries_;
+  std::vector<kvmi_memory_slot> slots_;
 };
 
 }  // namespace kvmid::hypervisor

@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "arch/x86/exceptions.h"
 #include "arch/x86/page_access.h"
@@ -49,6 +50,7 @@ struct GuestFacts {
   std::uint64_t ram_bytes = 0;   ///< size of that memfd
   bool write_in_mapping = false; ///< KVMI_HANDSHAKE_WRITE_IN_MAPPING
   EventSet events;               ///< that this hypervisor can make
+  CommandSet commands;           ///< that it serves beyond those of kServedCommands
 };
 
 struct RegisterState {
@@ -85,21 +87,41 @@ class GuestBackend {
   /// REQUIRES: refuse_injection() finds nothing wrong.
   virtual Done inject(VcpuId vcpu, const x86::Exception& exception) = 0;
 
-  /// Is every page of the range guest RAM?
-  [[nodiscard]] virtual bool is_ram(Gfn first, std::uint64_t pages) const = 0;
-  /// REQUIRES: is_ram(gfn, 1).
+  /// Is every page of the range guest memory?
+  [[nodiscard]] virtual bool is_memory(AddressSpace space, Gfn first, std::uint64_t pages) const = 0;
+  /// What is in effect: rights that were set, AND what the memory slot gives.
+  /// REQUIRES: is_memory(Normal, gfn, 1).
   [[nodiscard]] virtual x86::PageRights page_access(Gfn gfn) const = 0;
-  /// REQUIRES: is_ram(first, pages), and rights that refuse_page_rights() lets pass.
+  /// REQUIRES: is_memory(Normal, first, pages), and rights that refuse_page_rights() lets pass.
   virtual void set_page_access(Gfn first, std::uint64_t pages, x86::PageRights rights) = 0;
-  /// REQUIRES of both: the bytes are within is_ram().
-  virtual Done read_physical(Gpa gpa, std::span<std::byte> out) = 0;
-  virtual Done write_physical(Gpa gpa, Bytes data) = 0;
+  /// REQUIRES of both: the bytes are within is_memory().
+  virtual Done read_physical(AddressSpace space, Gpa gpa, std::span<std::byte> out) = 0;
+  virtual Done write_physical(AddressSpace space, Gpa gpa, Bytes data) = 0;
+
+  // Only called where facts().commands has the command.
+
+  /// Soon, not at once: the reply leaves first.
+  virtual Done shutdown() { return unserved(); }
+  /// NoEntry where there is no such leaf.
+  virtual Answer<GetCpuidReply> cpuid(VcpuId, std::uint32_t /*function*/, std::uint32_t /*index*/) {
+    return unserved();
+  }
+  virtual Answer<std::vector<std::byte>> xsave(VcpuId) { return unserved(); }
+  /// Invalid where no processor would load the area.
+  virtual Done set_xsave(VcpuId, Bytes /*area*/) { return unserved(); }
+  /// Invalid where there is no such register.
+  virtual Answer<std::uint64_t> xcr(VcpuId, std::uint32_t /*xcr*/) { return unserved(); }
+  /// Ascending, not overlapping; empty for an address space that the guest does not have.
+  virtual Answer<std::vector<kvmi_memory_slot>> memory_map(AddressSpace) { return unserved(); }
 
   /// The answer to the event that a vCPU raised. REQUIRES: it waits for just this kind, and takes this action.
   virtual void answer(const EventReply& reply) = 0;
   /// Nobody watches any more: hooks() cleared, waiting vCPUs go on as by ALLOW, page rights as the guest has them,
   /// pauses and injections that were asked for are forgotten.
   virtual void unhook() = 0;
+
+ protected:
+  static Refusal unserved() { return {ErrorCode::NotServed, "this hypervisor does not serve the command"}; }
 };
 
 }  // namespace kvmid::hypervisor

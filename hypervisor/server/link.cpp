@@ -38,7 +38,7 @@ Link::Wait Link::wait() const {
     case State::Serving: {
       const int in = session_->wants_input() ? POLLIN : 0;
       const int out = session_->outbox().empty() ? 0 : POLLOUT;
-      return {fd_, static_cast<short>(in | out), std::nullopt};
+      return {fd_, static_cast<short>(in | out), held_ ? std::optional(unhook_ends_) : std::nullopt};
     }
   }
   return {};
@@ -67,6 +67,7 @@ void Link::handle(short revents, Clock::time_point now) {
     case State::Serving:
       if ((revents & POLLOUT) != 0) flush(now);
       if (state_ == State::Serving && (revents & (POLLIN | POLLHUP | POLLERR)) != 0) read_frames(now);
+      let_go_if_unhooked(now);
       return;
   }
 }
@@ -214,11 +215,37 @@ void Link::lose(const std::string& reason, Clock::time_point now) {
   state_ = State::Idle;
   session_.reset();
   if (served) backend_.unhook();
-  if (address_) next_dial_ = now + backoff_.next();
+  if (address_ && !held_) next_dial_ = now + backoff_.next();
   if (reason == logged_error_) return;
   logged_error_ = reason;
   log(served ? "connection lost, the guest runs on unhooked" : "no connection, the guest runs unhooked",
       {{"guest", backend_.facts().name}, {"reason", reason}});
+}
+
+void Link::unhook(OffReason reason, Clock::time_point now) {
+  if (held_) return;
+  held_ = true;
+  unhook_reason_ = reason;
+  unhook_ends_ = now + kUnhookTime;
+  next_dial_.reset();
+  if (state_ == State::Serving) {
+    session_->unhook(reason);
+    return flush(now);
+  }
+  if (state_ != State::Idle) lose("the guest is let go: " + std::string(name_of(reason)), now);
+}
+
+void Link::let_go_if_unhooked(Clock::time_point now) {
+  if (!held_ || state_ != State::Serving) return;
+  const std::string reason(name_of(unhook_reason_));
+  if (session_->unhooked()) lose("the guest is let go: " + reason, now);
+  else if (now >= unhook_ends_) lose("kvmid did not let the guest go in time: " + reason, now);
+}
+
+void Link::resume(Clock::time_point now) {
+  if (!held_) return;
+  held_ = false;
+  if (address_ && state_ == State::Idle) next_dial_ = now;
 }
 
 void Link::stop(const std::string& reason) {

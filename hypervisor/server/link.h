@@ -32,6 +32,7 @@ class Link final : public EventSink {
   using Clock = std::chrono::steady_clock;
   static constexpr std::size_t kOutboxMax = 4 * 1024 * 1024;
   static constexpr std::chrono::seconds kGreetingTime{5};
+  static constexpr std::chrono::seconds kUnhookTime{10};
 
   enum class State : std::uint8_t { Idle, Connecting, Greeting, Serving };
 
@@ -54,6 +55,12 @@ class Link final : public EventSink {
   void handle(short revents, Clock::time_point now);
 
   void raise(const Event& event) override;
+  /// Tells kvmid that the guest is about to be let go, and closes the connection when kvmid has taken everything back,
+  /// after kUnhookTime at the latest. state() is Idle then, and nothing is dialled until resume(). The guest may run
+  /// meanwhile. Without an accepted connection it is so at once. Calls during an unhooking do nothing.
+  void unhook(OffReason reason, Clock::time_point now);
+  /// Dials again after unhook().
+  void resume(Clock::time_point now);
   /// Closes the connection for good, with its hooks; what the log says. Nothing is dialled any more.
   void stop(const std::string& reason);
 
@@ -69,6 +76,7 @@ class Link final : public EventSink {
   void read_frames(Clock::time_point now);
   void flush(Clock::time_point now);
   void lose(const std::string& reason, Clock::time_point now);
+  void let_go_if_unhooked(Clock::time_point now);
 
   GuestBackend& backend_;
   std::optional<Address> address_;
@@ -81,6 +89,9 @@ class Link final : public EventSink {
   std::unique_ptr<Session> session_;
   std::uint64_t connections_ = 0;
   std::string last_error_;
+  bool held_ = false;  ///< between unhook() and resume()
+  OffReason unhook_reason_{};
+  Clock::time_point unhook_ends_{};
   std::string logged_error_;  ///< a failure to dial is logged once, not at every attempt
 };
 

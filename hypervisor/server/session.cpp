@@ -70,6 +70,16 @@ std::optional<std::string> Session::serve_reply(const EventReply& reply, Seq seq
   const auto bad = [&](const std::string& why) {
     return "event reply seq=" + std::to_string(seq.value) + " vcpu=" + std::to_string(reply.vcpu.value) + ": " + why;
   };
+  if (reply.vcpu == kAllVcpus) {
+    if (!unhook_) return bad("no UNHOOK event is open");
+    if (*unhook_ != seq) return bad("the open UNHOOK event has seq=" + std::to_string(unhook_->value));
+    if (reply.event != EventKind::Unhook || reply.action != Action::Allow) {
+      return bad("UNHOOK of all vCPUs is answered with ALLOW");
+    }
+    unhook_.reset();
+    unhooked_ = true;
+    return std::nullopt;
+  }
   if (reply.vcpu.value >= open_events_.size()) return bad("no such vCPU");
   auto& open = open_events_[reply.vcpu.value];
   if (!open) return bad("this vCPU waits for no reply");
@@ -90,6 +100,16 @@ void Session::raise(const Event& event) {
   const Seq seq{next_seq_++};
   open = OpenEvent{seq, event.kind(), event.actions};
   dialect_.encode(event, seq, outbox_);
+}
+
+void Session::unhook(OffReason reason) {
+  if (unhook_ || unhooked_) std::abort();
+  Event event;
+  event.vcpu = kAllVcpus;
+  event.actions = ActionSet{KVMI_ACTION_BIT(KVMI_ACTION_ALLOW)};
+  event.data = UnhookData{reason};
+  unhook_ = Seq{next_seq_++};
+  dialect_.encode(event, *unhook_, outbox_);
 }
 
 }  // namespace kvmid::hypervisor

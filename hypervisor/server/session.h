@@ -26,7 +26,7 @@
 
 namespace kvmid::hypervisor {
 
-/// The commands that this server serves (KVMI_COMMAND_BIT), with any backend.
+/// The commands that this server serves (KVMI_COMMAND_BIT) with any backend; GuestFacts::commands has the others.
 inline constexpr std::uint64_t kServedCommands =
     KVMI_COMMAND_BIT(KVMI_MSG_GET_VERSION) | KVMI_COMMAND_BIT(KVMI_MSG_GET_GUEST_INFO) |
     KVMI_COMMAND_BIT(KVMI_MSG_PAUSE_VCPU) | KVMI_COMMAND_BIT(KVMI_MSG_GET_REGISTERS) |
@@ -34,7 +34,7 @@ inline constexpr std::uint64_t kServedCommands =
     KVMI_COMMAND_BIT(KVMI_MSG_SET_PAGE_ACCESS) | KVMI_COMMAND_BIT(KVMI_MSG_INJECT_EXCEPTION) |
     KVMI_COMMAND_BIT(KVMI_MSG_READ_PHYSICAL) | KVMI_COMMAND_BIT(KVMI_MSG_WRITE_PHYSICAL) |
     KVMI_COMMAND_BIT(KVMI_MSG_CONTROL_EVENTS) | KVMI_COMMAND_BIT(KVMI_MSG_CONTROL_CR) |
-    KVMI_COMMAND_BIT(KVMI_MSG_CONTROL_MSR);
+    KVMI_COMMAND_BIT(KVMI_MSG_CONTROL_MSR) | KVMI_COMMAND_BIT(KVMI_MSG_TRANSLATE_GVA);
 
 class Session final : public EventSink {
  public:
@@ -50,6 +50,10 @@ class Session final : public EventSink {
   [[nodiscard]] std::optional<std::string> resume();
 
   void raise(const Event& event) override;
+  /// Sends UNHOOK: the guest is about to be let go. Once in a session.
+  void unhook(OffReason reason);
+  /// kvmid has taken everything back and let the guest go.
+  [[nodiscard]] bool unhooked() const { return unhooked_; }
 
   /// Bytes to send; take them from the front with sent().
   [[nodiscard]] Bytes outbox() const { return Bytes(outbox_).subspan(sent_); }
@@ -74,6 +78,8 @@ class Session final : public EventSink {
   std::size_t sent_ = 0;
   std::uint32_t next_seq_ = 1;
   std::vector<std::optional<OpenEvent>> open_events_;  ///< [vCPU]
+  std::optional<Seq> unhook_;                          ///< the open UNHOOK event
+  bool unhooked_ = false;
 };
 
 }  // namespace kvmid::hypervisor

@@ -12,6 +12,13 @@
 #define CODE_SELECTOR 0x08
 #define DATA_SELECTOR 0x10
 #define TSS_SELECTOR 0x18
+#define LDT_SELECTOR 0x50
+#define SECOND_TSS_SELECTOR 0x60
+#define GDT_LIMIT 111
+#define OTHER_GDT_LIMIT 127
+#define IDT_LIMIT 511
+#define OTHER_IDT_LIMIT 1023
+#define CR4_OSXSAVE 0x40000
 #define MSR_LSTAR 0xc0000082
 #define MSR_GS_BASE 0xc0000101
 
@@ -44,6 +51,13 @@ tables_are_ready:
     mov %rax, %cr3
     call load_descriptors
 
+    mov %cr4, %rax                      # for XSETBV and XGETBV
+    or $CR4_OSXSAVE, %rax
+    mov %rax, %cr4
+    pxor %xmm5, %xmm5
+    fninit
+    fldz
+
     mov %r12, %gs:KVMID_MB_VCPU
     movq $0x176, %gs:KVMID_MB_ARG_MSR
     movq $0x1000, %gs:KVMID_MB_ARG_MSR_VALUE
@@ -60,12 +74,15 @@ main_loop:
     jae to_sleep
     test %rax, %rax
     jnz act
-    mov %gs:KVMID_MB_TURN, %rax         # all in turn: CR3 ... PF, and again
+    mov %gs:KVMID_MB_TURN, %rax         # all in turn: CR3 to the last without TRIPLE, and again
     lea 1(%rax), %rcx
-    cmp $KVMID_MODE_PF, %rcx
-    jbe 1f
+    cmp $KVMID_MODE_TRIPLE, %rcx
+    jne 1f
+    inc %ecx
+1:  cmp $KVMID_MODE_COUNT, %rcx
+    jb 2f
     mov $KVMID_MODE_CR3, %ecx
-1:  mov %rcx, %gs:KVMID_MB_TURN
+2:  mov %rcx, %gs:KVMID_MB_TURN
 act:
     mov %rax, %gs:KVMID_MB_ACTION
     lea actions(%rip), %rcx
@@ -206,10 +223,131 @@ do_triple:
     ud2
     ret
 
+do_xsetbv:
+    lea 1f(%rip), %rax                  # a value that the processor does not take is #GP
+    mov %rax, %gs:KVMID_MB_RESUME
+    xor %ecx, %ecx
+    mov %gs:KVMID_MB_ARG_XCR0, %rax
+    mov %rax, %rdx
+    shr $32, %rdx
+    test %rax, %rax
+    jnz 2f
+    xgetbv
+    xor $2, %eax
+2:  xsetbv
+1:  movq $0, %gs:KVMID_MB_RESUME
+    lea 3f(%rip), %rax
+    mov %rax, %gs:KVMID_MB_RESUME
+    movq $0, %gs:KVMID_MB_XCR0
+    xgetbv
+    shl $32, %rdx
+    or %rdx, %rax
+    mov %rax, %gs:KVMID_MB_XCR0
+3:  movq $0, %gs:KVMID_MB_RESUME
+    ret
+
+# Which limit a table has is kept in the mailbox, not asked: each of these is one write and one read.
+do_gdt:
+    mov $GDT_LIMIT, %eax
+    cmp %rax, %gs:KVMID_MB_GDTR_LIMIT
+    jne 1f
+    mov $OTHER_GDT_LIMIT, %eax
+1:  mov %r12, %rcx
+    shl $7, %rcx
+    add $KVMID_GUEST_GDT_GPA, %rcx
+    sub $16, %rsp
+    mov %ax, 6(%rsp)
+    mov %rcx, 8(%rsp)
+    lgdt 6(%rsp)
+    movq $0, (%rsp)
+    movq $0, 8(%rsp)
+    sgdt 6(%rsp)
+    movzwl 6(%rsp), %eax
+    mov %rax, %gs:KVMID_MB_GDTR_LIMIT
+    mov 8(%rsp), %rax
+    mov %rax, %gs:KVMID_MB_GDTR_BASE
+    add $16, %rsp
+    ret
+
+do_idt:
+    mov $IDT_LIMIT, %eax
+    cmp %rax, %gs:KVMID_MB_IDTR_LIMIT
+    jne 1f
+    mov $OTHER_IDT_LIMIT, %eax
+1:  sub $16, %rsp
+    mov %ax, 6(%rsp)
+    movq $KVMID_GUEST_IDT_GPA, 8(%rsp)
+    lidt 6(%rsp)
+    movq $0, (%rsp)
+    movq $0, 8(%rsp)
+    sidt 6(%rsp)
+    movzwl 6(%rsp), %eax
+    mov %rax, %gs:KVMID_MB_IDTR_LIMIT
+    mov 8(%rsp), %rax
+    mov %rax, %gs:KVMID_MB_IDTR_BASE
+    add $16, %rsp
+    ret
+
+do_ldt:
+    mov %gs:KVMID_MB_LDTR, %rax
+    xor $LDT_SELECTOR, %eax
+    lldt %ax
+    xor %eax, %eax
+    sldt %eax
+    mov %rax, %gs:KVMID_MB_LDTR
+    ret
+
+do_tr:
+    mov $TSS_SELECTOR, %eax
+    cmp %rax, %gs:KVMID_MB_TR
+    jne 1f
+    mov $SECOND_TSS_SELECTOR, %eax
+1:  mov %r12, %rcx                      # not busy, or LTR is #GP
+    shl $7, %rcx
+    movb $0x89, (KVMID_GUEST_GDT_GPA + 5)(%rcx,%rax)
+    ltr %ax
+    xor %eax, %eax
+    str %eax
+    mov %rax, %gs:KVMID_MB_TR
+    ret
+
+do_cpuid:
+    mov %gs:KVMID_MB_ARG_CPUID_FUNCTION, %eax
+    mov %gs:KVMID_MB_ARG_CPUID_INDEX, %ecx
+    xor %ebx, %ebx
+    xor %edx, %edx
+    cpuid
+    mov %rax, %gs:KVMID_MB_CPUID_EAX
+    mov %rbx, %gs:KVMID_MB_CPUID_EAX + 8
+    mov %rcx, %gs:KVMID_MB_CPUID_EAX + 16
+    mov %rdx, %gs:KVMID_MB_CPUID_EAX + 24
+    ret
+
+# XMM5 and ST(0) hold their values from round to round: what SET_XSAVE changed is seen in the next.
+do_sse:
+    movdqu sse_one(%rip), %xmm4
+    paddq %xmm4, %xmm5
+    movdqu %xmm5, %gs:KVMID_MB_SSE
+    fld1
+    faddp
+    fstl %gs:KVMID_MB_X87
+    ret
+
+do_rom:
+    mov %gs:KVMID_MB_ROUNDS, %rax
+    mov %rax, KVMID_GUEST_ROM_GPA + 8
+    lock incq KVMID_GUEST_ROM_GPA + 8
+    mov KVMID_GUEST_ROM_GPA + 8, %rax
+    mov %rax, %gs:KVMID_MB_ROM
+    ret
+
 .balign 8
+sse_one:
+    .quad 1, 1
 actions:
     .quad do_nothing, do_nothing, do_spin, do_cr3, do_cr4, do_cr0, do_lstar, do_msr, do_int3, do_vmcall
     .quad do_store, do_load, do_exec, do_ud, do_gp, do_pf, do_triple
+    .quad do_xsetbv, do_gdt, do_idt, do_ldt, do_tr, do_cpuid, do_sse, do_rom
 tables_ready:
     .quad 0
 no_idt:
@@ -347,7 +485,7 @@ load_descriptors:
     movw $104, 0x66(%rdi)
 
     mov %r12, %rsi                      # GDT
-    shl $6, %rsi
+    shl $7, %rsi
     add $KVMID_GUEST_GDT_GPA, %rsi
     movabs $0x00af9b000000ffff, %rax
     mov %rax, CODE_SELECTOR(%rsi)
@@ -359,12 +497,17 @@ load_descriptors:
     or %rdx, %rax
     mov %rax, TSS_SELECTOR(%rsi)
     movq $0, TSS_SELECTOR+8(%rsi)
+    mov %rax, SECOND_TSS_SELECTOR(%rsi) # the same TSS by another name
+    movq $0, SECOND_TSS_SELECTOR+8(%rsi)
+    movabs $(0x000082000000000f | ((KVMID_GUEST_LDT_GPA & 0xffffff) << 16)), %rdx
+    mov %rdx, LDT_SELECTOR(%rsi)
+    movq $0, LDT_SELECTOR+8(%rsi)
 
     sub $16, %rsp
-    movw $39, (%rsp)
+    movw $GDT_LIMIT, (%rsp)
     mov %rsi, 2(%rsp)
     lgdt (%rsp)
-    movw $511, (%rsp)
+    movw $IDT_LIMIT, (%rsp)
     movq $KVMID_GUEST_IDT_GPA, 2(%rsp)
     lidt (%rsp)
     add $16, %rsp

@@ -18,6 +18,7 @@ namespace kvmid::hypervisor {
 class RecordingBackend final : public GuestBackend {
  public:
   static constexpr std::uint64_t kPages = 4;
+  static constexpr std::uint64_t kSmmFrame = 2;
 
   RecordingBackend() {
     facts_.uuid.bytes[0] = 7;
@@ -59,18 +60,27 @@ class RecordingBackend final : public GuestBackend {
     injected = exception;
     return {};
   }
-  bool is_ram(Gfn first, std::uint64_t pages) const override {
+  bool is_memory(AddressSpace space, Gfn first, std::uint64_t pages) const override {
+    if (space == AddressSpace::Smm) return pages == 1 && first.value == kSmmFrame;
     return pages <= kPages && first.value <= kPages - pages;
   }
   x86::PageRights page_access(Gfn gfn) const override { return rights_[gfn.value]; }
   void set_page_access(Gfn first, std::uint64_t pages, x86::PageRights rights) override {
     std::fill_n(rights_.begin() + static_cast<std::ptrdiff_t>(first.value), pages, rights);
   }
-  Done read_physical(Gpa gpa, std::span<std::byte> out) override {
+  Done read_physical(AddressSpace space, Gpa gpa, std::span<std::byte> out) override {
+    if (space == AddressSpace::Smm) {
+      std::memcpy(out.data(), smm.data() + gpa.value % kPageSize, out.size());
+      return {};
+    }
     std::memcpy(out.data(), memory.data() + gpa.value, out.size());
     return {};
   }
-  Done write_physical(Gpa gpa, Bytes data) override {
+  Done write_physical(AddressSpace space, Gpa gpa, Bytes data) override {
+    if (space == AddressSpace::Smm) {
+      std::memcpy(smm.data() + gpa.value % kPageSize, data.data(), data.size());
+      return {};
+    }
     std::memcpy(memory.data() + gpa.value, data.data(), data.size());
     return {};
   }
@@ -81,6 +91,7 @@ class RecordingBackend final : public GuestBackend {
   }
 
   std::array<std::byte, kPages * kPageSize> memory{};
+  std::array<std::byte, kPageSize> smm{};  ///< the one page of address space 1
   std::vector<std::uint16_t> paused;
   std::vector<EventReply> answers;
   std::optional<x86::Exception> injected;

@@ -96,7 +96,7 @@ class ScriptedGuest final : public hypervisor::EventSink {
   void set_mode(GuestMode mode, VcpuId vcpu = VcpuId{0}) {
     write_field(offsetof(Mailbox, mode), static_cast<std::uint64_t>(mode), vcpu);
   }
-  void write(Gpa gpa, Bytes bytes) { REQUIRE(machine_->write_physical(gpa, bytes)); }
+  void write(Gpa gpa, Bytes bytes) { REQUIRE(machine_->write_physical(AddressSpace::Normal, gpa, bytes)); }
   template <class T>
   T read(Gpa gpa) {
     T value{};
