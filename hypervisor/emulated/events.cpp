@@ -60,6 +60,12 @@ void Machine::move_on(Vcpu& vcpu) {
   if (vcpu.regs.rip == vcpu.event.regs.rip) vcpu.regs.rip += vcpu.insn_length;
 }
 
+void Machine::let_pass(Vcpu& vcpu) {
+  if (vcpu.regs.rip == vcpu.event.regs.rip) {
+    vcpu.pass = Pass{vcpu.event.kind(), vcpu.regs.rip, vcpu.instructions};
+  }
+}
+
 void Machine::finish(Vcpu& vcpu, const EventReply& reply) {
   if (reply.action == Action::Skip || reply.action == Action::Retry) {
     end_overrides(vcpu);  // what was allowed of this instruction holds no more
@@ -79,6 +85,12 @@ void Machine::finish(Vcpu& vcpu, const EventReply& reply) {
                  [&](const MsrData& data) {
                    written(write_msr(mmu_, vcpu, data.msr, replaced != nullptr ? replaced->value : data.new_value));
                  },
+                 [&](const XsetbvData& data) {
+                   written(write_xcr0(vcpu, replaced != nullptr ? replaced->value : data.new_value));
+                 },
+                 // The instruction is executed as it stands there, with the registers as they are then.
+                 [&](const DescriptorData&) { let_pass(vcpu); },
+                 [&](const CpuidData&) { let_pass(vcpu); },
                  [&](const BreakpointData&) {  // the guest's own
                    move_on(vcpu);
                    interrupt(vcpu, x86::vector::kBp);
@@ -103,6 +115,7 @@ void Machine::unhook() {
   for (auto& vcpu : vcpus_) {
     vcpu->pauses = 0;
     vcpu->injection.reset();
+    vcpu->pass.reset();
     vcpu->engine.flush();
     if (vcpu->activity != Activity::Waiting) continue;
     EventReply reply;

@@ -69,7 +69,7 @@ Result<std::unique_ptr<Machine>, MachineError> Machine::create(const MachineConf
 Machine::Machine(const MachineConfig& config, GuestRam ram)
     : ram_(std::move(ram)),
       cpu_(cpu_features()),
-      mmu_(ram_, cpu_),
+      mmu_(ram_, map_, cpu_),
       hooks_(config.vcpu_count),
       slice_(config.slice),
       period_(config.period) {
@@ -84,13 +84,19 @@ Machine::Machine(const MachineConfig& config, GuestRam ram)
   facts_.ram_fd = ram_.fd();
   facts_.ram_bytes = config.memory_bytes;
   for (const auto kind : {EventKind::Cr, EventKind::Msr, EventKind::Breakpoint, EventKind::Hypercall,
-                          EventKind::PageFault, EventKind::Pause}) {
+                          EventKind::PageFault, EventKind::Pause, EventKind::Unhook, EventKind::Xsetbv,
+                          EventKind::Descriptor, EventKind::Cpuid}) {
     facts_.events.add(kind);
   }
   for (std::uint16_t i = 0; i < config.vcpu_count; ++i) {
     vcpus_.push_back(std::make_unique<Vcpu>(VcpuId{i}, config.vcpu_count));
   }
+  for (const auto id : {CommandId::ShutdownGuest, CommandId::GetCpuid, CommandId::GetXsave, CommandId::SetXsave,
+                        CommandId::GetXcr, CommandId::GetMemoryMap}) {
+    facts_.commands.add(id);
+  }
   load(config.image);
+  build_map();
 }
 
 /// What GUEST.md promises: an identity map of the first GiB, a GDT, and the image.
@@ -183,6 +189,7 @@ void Machine::run_slice(Vcpu& vcpu, Clock::time_point now) {
 
 void Machine::on_sensitive(Vcpu& vcpu, Clock::time_point now) {
   const auto effect = execute_sensitive(mmu_, vcpu, hooks_);
+  vcpu.pass.reset();
   std::visit(Overloaded{
                  [](const Executed&) {},
                  [&](const Raised& raised) { deliver_to(vcpu, raised.exception); },
@@ -313,13 +320,14 @@ void Machine::set_page_access(Gfn first, std::uint64_t pages, x86::PageRights ri
   for (auto& vcpu : vcpus_) vcpu->engine.unmap_frames(first, pages);
 }
 
-Done Machine::read_physical(Gpa gpa, std::span<std::byte> out) {
-  if (!ram_.read(gpa, out.data(), out.size())) return Refusal{ErrorCode::Fault, "not guest RAM"};
+Done Machine::read_physical(AddressSpace space, Gpa gpa, std::span<std::byte> out) {
+  if (!map_.read(space, gpa, out)) return Refusal{ErrorCode::Fault, "not guest memory"};
   return {};
 }
 
-Done Machine::write_physical(Gpa gpa, Bytes data) {
-  if (!ram_.write(gpa, data.data(), data.size())) return Refusal{ErrorCode::Fault, "not guest RAM"};
+Done Machine::write_physical(AddressSpace space, Gpa gpa, Bytes data) {
+  if (!map_.write(space, gpa, data)) return Refusal{ErrorCode::Fault, "not guest memory"};
+  if (space != AddressSpace::Normal) return {};  // no vCPU executes there
   // What was translated from these bytes must not run again.
   const Gfn first = gfn_of(gpa), last = gfn_of(Gpa{gpa.value + data.size() - 1});
   for (auto& vcpu : vcpus_) vcpu->engine.unmap_frames(first, last.value - first.value + 1);

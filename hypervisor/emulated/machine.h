@@ -20,6 +20,7 @@
 #include <string>
 #include <vector>
 
+#include "hypervisor/emulated/memory_map.h"
 #include "hypervisor/emulated/mmu.h"
 #include "hypervisor/emulated/ram.h"
 #include "hypervisor/emulated/sensitive.h"
@@ -51,6 +52,7 @@ struct MachineError {
 /// Why the guest does not run any more.
 enum class StopCause : std::uint8_t {
   None,
+  Shutdown,     ///< finish_shutdown()
   CrashAction,  ///< an event was answered with CRASH
   GuestFault,   ///< triple fault, or an access to physical memory that is not there
   Engine,       ///< the emulator could not go on
@@ -61,6 +63,11 @@ class Machine final : public hypervisor::GuestBackend {
   static constexpr unsigned kPausesMax = 64;  ///< PAUSE_VCPU commands that one vCPU may owe
 
   static Result<std::unique_ptr<Machine>, MachineError> create(const MachineConfig& config);
+
+  /// Was the guest told to shut down (SHUTDOWN_GUEST), and runs on? The owner lets kvmid go first.
+  [[nodiscard]] bool shutdown_wanted() const { return shutdown_wanted_ && !stopped(); }
+  /// Stops the guest for good: what SHUTDOWN_GUEST asked for.
+  void finish_shutdown();
 
   void set_sink(hypervisor::EventSink* sink) { sink_ = sink; }
 
@@ -86,17 +93,28 @@ class Machine final : public hypervisor::GuestBackend {
   hypervisor::Answer<std::uint64_t> msr(VcpuId vcpu, std::uint32_t index) override;
   hypervisor::Done set_registers(VcpuId vcpu, const kvmi_x86_regs& regs) override;
   hypervisor::Done inject(VcpuId vcpu, const x86::Exception& exception) override;
-  [[nodiscard]] bool is_ram(Gfn first, std::uint64_t pages) const override { return mmu_.is_ram(first, pages); }
+  [[nodiscard]] bool is_memory(AddressSpace space, Gfn first, std::uint64_t pages) const override {
+    return map_.covers(space, first, pages);
+  }
   [[nodiscard]] x86::PageRights page_access(Gfn gfn) const override { return mmu_.rights(gfn); }
   void set_page_access(Gfn first, std::uint64_t pages, x86::PageRights rights) override;
-  hypervisor::Done read_physical(Gpa gpa, std::span<std::byte> out) override;
-  hypervisor::Done write_physical(Gpa gpa, Bytes data) override;
+  hypervisor::Done read_physical(AddressSpace space, Gpa gpa, std::span<std::byte> out) override;
+  hypervisor::Done write_physical(AddressSpace space, Gpa gpa, Bytes data) override;
+  hypervisor::Done shutdown() override;
+  hypervisor::Answer<GetCpuidReply> cpuid(VcpuId vcpu, std::uint32_t function, std::uint32_t index) override;
+  hypervisor::Answer<std::vector<std::byte>> xsave(VcpuId vcpu) override;
+  hypervisor::Done set_xsave(VcpuId vcpu, Bytes area) override;
+  hypervisor::Answer<std::uint64_t> xcr(VcpuId vcpu, std::uint32_t xcr) override;
+  hypervisor::Answer<std::vector<kvmi_memory_slot>> memory_map(AddressSpace space) override {
+    return map_.slots(space);
+  }
   void answer(const EventReply& reply) override;
   void unhook() override;
 
  private:
   Machine(const MachineConfig& config, GuestRam ram);
   void load(std::span<const std::byte> image);
+  void build_map();  // machine_state.cpp
 
   // machine.cpp
   void run_vcpu(Vcpu& vcpu, Clock::time_point now);
@@ -112,8 +130,11 @@ class Machine final : public hypervisor::GuestBackend {
   void raise(Vcpu& vcpu, EventData data, std::uint8_t insn_length, ActionSet actions);
   void finish(Vcpu& vcpu, const EventReply& reply);
   void move_on(Vcpu& vcpu);
+  void let_pass(Vcpu& vcpu);
 
   GuestRam ram_;
+  std::vector<std::byte> smram_;
+  MemoryMap map_;
   x86::CpuFeatures cpu_;
   Mmu mmu_;
   hypervisor::Hooks hooks_;
@@ -124,6 +145,7 @@ class Machine final : public hypervisor::GuestBackend {
   hypervisor::EventSink* sink_ = nullptr;
   StopCause cause_ = StopCause::None;
   std::string reason_;
+  bool shutdown_wanted_ = false;
 };
 
 }  // namespace kvmid::emulated

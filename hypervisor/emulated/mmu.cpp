@@ -18,8 +18,8 @@ x86::PageRights right_of(x86::AccessKind access) {
 
 }  // namespace
 
-Mmu::Mmu(GuestRam& ram, const x86::CpuFeatures& cpu)
-    : ram_(ram), cpu_(cpu), rights_(ram.bytes() / kPageSize, x86::kRightsAll) {}
+Mmu::Mmu(GuestRam& ram, const MemoryMap& map, const x86::CpuFeatures& cpu)
+    : ram_(ram), map_(map), cpu_(cpu), rights_(ram.bytes() / kPageSize, x86::kRightsAll) {}
 
 Result<x86::Translation, x86::WalkFault> Mmu::walk(const Vcpu& vcpu, Gva gva, x86::AccessKind access) const {
   const auto read = [this](Gpa gpa, void* out, std::size_t bytes) { return ram_.read(gpa, out, bytes); };
@@ -29,7 +29,7 @@ Result<x86::Translation, x86::WalkFault> Mmu::walk(const Vcpu& vcpu, Gva gva, x8
 void Mmu::set_table_bits(const x86::Translation& translation) {
   for (std::size_t i = 0; i < translation.entry_count; ++i) {
     const auto& entry = translation.entries[i];
-    if (entry.set_bits == 0) continue;
+    if (entry.set_bits == 0 || map_.is_read_only(gfn_of(entry.gpa))) continue;
     const std::uint64_t value = entry.value | entry.set_bits;
     (void)ram_.write(entry.gpa, &value, entry.bytes);  // it was read just now, so it is RAM
   }
@@ -52,7 +52,7 @@ void Mmu::revalidate(Vcpu& vcpu) {
   vcpu.engine.retain([&](Gva page, Gfn gfn, x86::PageRights rights) {
     const auto translation = walk(vcpu, page, x86::AccessKind::Read);
     if (!translation || gfn_of(translation->gpa) != gfn) return false;
-    return x86::combine_rights(settled_rights(vcpu, page), rights_[gfn.value]) == rights;
+    return x86::combine_rights(settled_rights(vcpu, page), this->rights(gfn)) == rights;
   });
 }
 
@@ -70,10 +70,24 @@ Resolution Mmu::resolve(Vcpu& vcpu, Gva gva, x86::AccessKind access) {
     if (item.gfn == gfn) allowed |= item.rights;
   }
   if (x86::forbids(allowed, right_of(access))) return Restricted{translation->gpa, right_of(access)};
+  if (right_of(access) == KVMI_PAGE_ACCESS_W && map_.is_read_only(gfn)) {
+    map_shadow(vcpu, gva, gfn, host, x86::combine_rights(tables, allowed));
+    return Mapped{};
+  }
+  allowed = x86::combine_rights(allowed, slot_rights(gfn));
   // A page without R: only an override of W or X can have come here. Unicorn needs R for it; it is gone after one
   // instruction.
   vcpu.engine.map(gva, host, gfn, x86::combine_rights(tables, allowed) | KVMI_PAGE_ACCESS_R);
   return Mapped{};
+}
+
+void Mmu::map_shadow(Vcpu& vcpu, Gva gva, Gfn gfn, const std::byte* host, x86::PageRights rights) {
+  if (!vcpu.shadow) vcpu.shadow = std::make_unique<ShadowPage>();
+  std::copy_n(host, kPageSize, vcpu.shadow->bytes.begin());
+  vcpu.engine.map(gva, vcpu.shadow->bytes.data(), gfn, rights | KVMI_PAGE_ACCESS_R);
+  // An override of no right: the mapping ends with the instruction.
+  vcpu.overrides.push_back({gfn, x86::kRightsNone});
+  vcpu.overrides_rip = vcpu.regs.rip;
 }
 
 template <class Copy>
@@ -105,7 +119,8 @@ std::optional<x86::Exception> Mmu::write(Vcpu& vcpu, Gva gva, const void* data, 
     if (const auto probe = walk(vcpu, Gva{at}, x86::AccessKind::Write); !probe) return probe.error().exception;
   }
   return each_page(vcpu, gva, size, x86::AccessKind::Write, [&](Gpa gpa, std::size_t done, std::size_t part) {
-    (void)ram_.write(gpa, static_cast<const std::byte*>(data) + done, part);
+    // A store to ROM goes nowhere.
+    if (!map_.is_read_only(gfn_of(gpa))) (void)ram_.write(gpa, static_cast<const std::byte*>(data) + done, part);
   });
 }
 

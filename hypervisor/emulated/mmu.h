@@ -6,7 +6,7 @@
 /// Purpose:  rights of a mapping = what the page tables give this vCPU AND what KVMI leaves of the page.
 /// Errors:   an access that the guest may not make is an x86::Exception for it.
 /// Threads:  none of its own.
-/// Lifetime: `ram` outlives it.
+/// Lifetime: `ram` and `map` outlive it.
 /// Leaves out: user mode (guests run in ring 0), and KVMI rights for the processor's own accesses to tables and frames.
 
 #include <cstddef>
@@ -19,6 +19,7 @@
 #include "arch/x86/page_access.h"
 #include "arch/x86/page_walk.h"
 #include "arch/x86/registers.h"
+#include "hypervisor/emulated/memory_map.h"
 #include "hypervisor/emulated/ram.h"
 #include "hypervisor/emulated/vcpu.h"
 #include "protocol/ids.h"
@@ -41,7 +42,7 @@ using Resolution = std::variant<Mapped, Restricted, NoRam, x86::Exception>;
 
 class Mmu {
  public:
-  Mmu(GuestRam& ram, const x86::CpuFeatures& cpu);
+  Mmu(GuestRam& ram, const MemoryMap& map, const x86::CpuFeatures& cpu);
 
   /// Answers a MemoryFault of the engine.
   Resolution resolve(Vcpu& vcpu, Gva gva, x86::AccessKind access);
@@ -61,7 +62,10 @@ class Mmu {
   [[nodiscard]] bool is_ram(Gfn first, std::uint64_t pages) const {
     return pages <= rights_.size() && first.value <= rights_.size() - pages;
   }
-  [[nodiscard]] x86::PageRights rights(Gfn gfn) const { return rights_[gfn.value]; }
+  /// Effective ones: what KVMI leaves AND what the memory slot gives.
+  [[nodiscard]] x86::PageRights rights(Gfn gfn) const {
+    return x86::combine_rights(rights_[gfn.value], slot_rights(gfn));
+  }
   void set_rights(Gfn first, std::uint64_t pages, x86::PageRights rights);
   void allow_everything();
 
@@ -74,9 +78,15 @@ class Mmu {
   [[nodiscard]] x86::PageRights settled_rights(const Vcpu& vcpu, Gva gva) const;
   template <class Copy>
   std::optional<x86::Exception> each_page(Vcpu& vcpu, Gva gva, std::size_t size, x86::AccessKind access, Copy copy);
+  [[nodiscard]] x86::PageRights slot_rights(Gfn gfn) const {
+    return map_.is_read_only(gfn) ? KVMI_PAGE_ACCESS_R | KVMI_PAGE_ACCESS_X : x86::kRightsAll;
+  }
+  /// Lets the instruction at RIP store to a read-only page, into a copy that is gone behind it.
+  void map_shadow(Vcpu& vcpu, Gva gva, Gfn gfn, const std::byte* host, x86::PageRights rights);
   void set_table_bits(const x86::Translation& translation);
 
   GuestRam& ram_;
+  const MemoryMap& map_;
   x86::CpuFeatures cpu_;
   std::vector<x86::PageRights> rights_;  ///< [gfn]
 };

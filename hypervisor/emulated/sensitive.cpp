@@ -9,8 +9,11 @@
 #include "arch/x86/control_registers.h"
 #include "arch/x86/msrs.h"
 #include "arch/x86/registers.h"
-#include "hypervisor/emulated/delivery.h"
+#include "hypervisor/emulated/cpuid.h"
 #include "hypervisor/emulated/descriptors.h"
+#include "hypervisor/emulated/privilege.h"
+#include "hypervisor/emulated/xsave.h"
+#include "hypervisor/emulated/xsave_instructions.h"
 
 namespace kvmid::emulated {
 
@@ -20,6 +23,25 @@ using x86::InsnKind;
 
 constexpr x86::Exception kGp0{x86::vector::kGp, true, 0, 0};
 constexpr x86::Exception kUd{x86::vector::kUd, false, 0, 0};
+constexpr x86::Exception kDebug{x86::vector::kDb, false, 0, 0};
+
+/// IOPL and CR4 have a say in these.
+bool checks_privilege_itself(InsnKind kind) {
+  switch (kind) {
+    case InsnKind::Cli:
+    case InsnKind::Sti:
+    case InsnKind::In:
+    case InsnKind::Out:
+    case InsnKind::Ins:
+    case InsnKind::Outs:
+    case InsnKind::Popf:
+    case InsnKind::Pushf:
+    case InsnKind::Iret:
+    case InsnKind::Rdtsc:
+    case InsnKind::Rdpmc: return true;
+    default: return false;
+  }
+}
 
 /// Executes one instruction; `next()` moves on.
 class Executor {
@@ -44,25 +66,29 @@ class Executor {
       case InsnKind::Invlpg: vcpu_.engine.unmap(address()); return next();
       case InsnKind::Invd:
       case InsnKind::Wbinvd: return next();
-      case InsnKind::Sgdt: return store_table(vcpu_.sregs.gdt);
-      case InsnKind::Sidt: return store_table(vcpu_.sregs.idt);
-      case InsnKind::Lgdt: return load_table(vcpu_.sregs.gdt);
-      case InsnKind::Lidt: return load_table(vcpu_.sregs.idt);
-      case InsnKind::Sldt: return store_word(vcpu_.sregs.ldt.selector, 2);
-      case InsnKind::Str: return store_word(vcpu_.sregs.tr.selector, 2);
-      case InsnKind::Lldt: return load_system(false);
-      case InsnKind::Ltr: return load_system(true);
+      case InsnKind::Cpuid: return cpuid();
+      case InsnKind::Sgdt: return descriptor(KVMI_DESC_GDTR, false);
+      case InsnKind::Sidt: return descriptor(KVMI_DESC_IDTR, false);
+      case InsnKind::Lgdt: return descriptor(KVMI_DESC_GDTR, true);
+      case InsnKind::Lidt: return descriptor(KVMI_DESC_IDTR, true);
+      case InsnKind::Sldt: return descriptor(KVMI_DESC_LDTR, false);
+      case InsnKind::Str: return descriptor(KVMI_DESC_TR, false);
+      case InsnKind::Lldt: return descriptor(KVMI_DESC_LDTR, true);
+      case InsnKind::Ltr: return descriptor(KVMI_DESC_TR, true);
       case InsnKind::Swapgs: return swapgs();
       case InsnKind::Syscall: return syscall();
+      case InsnKind::Sysret: return sysret();
       case InsnKind::Iret: return iret();
       case InsnKind::Int3: return int3();
-      case InsnKind::IntN: next(); return Interrupted{insn_.number};
-      case InsnKind::Int1: next(); return Interrupted{x86::vector::kDb};
+      case InsnKind::IntN: next(); return Interrupted{insn_.number, insn_.length};
+      case InsnKind::Int1: next(); return Interrupted{x86::vector::kDb, insn_.length, false};
       case InsnKind::Vmcall:
       case InsnKind::Vmmcall: return hypercall();
       case InsnKind::Rdtscp: return rdtscp();
-      default: return Raised{kUd};  // UD2, SYSRET, SYSEXIT, VMX and SVM instructions
+      default: break;
     }
+    if (const auto done = execute_flags_and_ports(mmu_, vcpu_, insn_)) return finish(*done);
+    return Raised{kUd};  // UD2, SYSENTER, SYSEXIT, VMX and SVM instructions
   }
 
  private:
@@ -103,6 +129,7 @@ class Executor {
   Effect mov_to_dr() {
     const unsigned n = debug_register();
     if (n == 8) return Raised{kUd};
+    if (guarded()) return Raised{kDebug};
     if (n >= 6 && (gpr() >> 32) != 0) return Raised{kGp0};
     if (n == 6) vcpu_.dr[6] = (gpr() & 0x1e00f) | 0xffff0ff0;
     else if (n == 7) vcpu_.dr[7] = (gpr() & 0xffff2fff) | 0x400;
@@ -112,9 +139,11 @@ class Executor {
   Effect mov_from_dr() {
     const unsigned n = debug_register();
     if (n == 8) return Raised{kUd};
+    if (guarded()) return Raised{kDebug};
     gpr() = vcpu_.dr[n];
     return next();
   }
+  [[nodiscard]] bool guarded() const { return (vcpu_.dr[7] & kDr7GeneralDetect) != 0; }
   /// DR4 and DR5 are DR6 and DR7 unless CR4.DE is set; 8: there is no such register.
   [[nodiscard]] unsigned debug_register() const {
     if (insn_.number > 7) return 8;
@@ -158,13 +187,42 @@ class Executor {
   }
   Effect xsetbv() {
     if ((vcpu_.sregs.cr4 & x86::cr4::kOsxsave) == 0) return Raised{kUd};
-    const std::uint64_t value = edx_eax();
-    // x87 and SSE are all that this processor has.
-    if (static_cast<std::uint32_t>(vcpu_.regs.rcx) != 0 || (value & 1) == 0 || (value & ~std::uint64_t{3}) != 0) {
-      return Raised{kGp0};
+    if (static_cast<std::uint32_t>(vcpu_.regs.rcx) != 0 || !is_valid_xcr0(edx_eax())) return Raised{kGp0};
+    if (hooks_.watches(vcpu_.id, EventKind::Xsetbv)) {
+      return Watched{XsetbvData{0, vcpu_.xcr0, edx_eax()}, insn_.length};
     }
-    vcpu_.xcr0 = value;
+    return finish(write_xcr0(vcpu_, edx_eax()));
+  }
+
+  /// Is this event wished for, and not answered with ALLOW just now?
+  [[nodiscard]] bool asks(EventKind kind) const {
+    return hooks_.watches(vcpu_.id, kind) && !(vcpu_.pass && vcpu_.pass->lets(kind, vcpu_));
+  }
+
+  Effect cpuid() {
+    const auto function = static_cast<std::uint32_t>(vcpu_.regs.rax);
+    const auto index = static_cast<std::uint32_t>(vcpu_.regs.rcx);
+    if (asks(EventKind::Cpuid)) return Watched{CpuidData{function, index}, insn_.length};
+    const auto leaf = cpuid_of(mmu_.cpu(), vcpu_, function, index).value_or(GetCpuidReply{});
+    vcpu_.regs.rax = leaf.eax;
+    vcpu_.regs.rbx = leaf.ebx;
+    vcpu_.regs.rcx = leaf.ecx;
+    vcpu_.regs.rdx = leaf.edx;
     return next();
+  }
+
+  /// The event comes before the operand is looked at, as a processor intercepts it.
+  Effect descriptor(std::uint8_t which, bool write) {
+    const unsigned cpl = x86::privilege_level(vcpu_.regs, vcpu_.sregs);
+    if (cpl != 0 && (write || (vcpu_.sregs.cr4 & x86::cr4::kUmip) != 0)) return Raised{kGp0};
+    if (asks(EventKind::Descriptor)) return Watched{DescriptorData{which, write}, insn_.length};
+    auto& s = vcpu_.sregs;
+    switch (which) {
+      case KVMI_DESC_GDTR: return write ? load_table(s.gdt) : store_table(s.gdt);
+      case KVMI_DESC_IDTR: return write ? load_table(s.idt) : store_table(s.idt);
+      case KVMI_DESC_LDTR: return write ? load_system(false) : store_word(s.ldt.selector, 2);
+      default: return write ? load_system(true) : store_word(s.tr.selector, 2);
+    }
   }
 
   Effect store_word(std::uint64_t value, unsigned bytes) {
@@ -209,23 +267,19 @@ class Executor {
   }
 
   Effect syscall() {
-    if ((vcpu_.sregs.efer & x86::efer::kSce) == 0) return Raised{kUd};
-    next();
-    vcpu_.regs.rcx = vcpu_.regs.rip;
-    vcpu_.regs.r11 = vcpu_.regs.rflags & ~x86::rflags::kRf;
-    vcpu_.regs.rip = vcpu_.msrs.get(x86::msr::kLstar).value();
-    vcpu_.regs.rflags &= ~(vcpu_.msrs.get(x86::msr::kFmask).value() | x86::rflags::kRf);
-    vcpu_.regs.rflags |= x86::rflags::kFixed;
-    const std::uint64_t star = vcpu_.msrs.get(x86::msr::kStar).value();
-    vcpu_.sregs.cs.selector = static_cast<std::uint16_t>((star >> 32) & 0xfffc);
-    vcpu_.sregs.ss.selector = static_cast<std::uint16_t>(((star >> 32) & 0xfffc) + 8);
+    if (const auto exception = execute_syscall(mmu_, vcpu_, insn_.length)) return Raised{*exception};
+    vcpu_.trap_flag = (vcpu_.regs.rflags & x86::rflags::kTf) != 0;  // a masked TF does not trap in the kernel
+    return Executed{};
+  }
+  Effect sysret() {
+    if (const auto exception = execute_sysret(mmu_, vcpu_, insn_.operand_bytes == 8)) return Raised{*exception};
     return Executed{};
   }
 
   Effect iret() {
     if (insn_.operand_bytes != 8) return Raised{kGp0};
     if (const auto exception = return_from_interrupt(mmu_, vcpu_)) return Raised{*exception};
-    return Executed{};
+    return Executed{true};
   }
 
   Effect int3() {
@@ -234,7 +288,7 @@ class Executor {
       return Watched{BreakpointData{gpa.value_or(Gpa{}), insn_.length}, insn_.length};
     }
     next();
-    return Interrupted{x86::vector::kBp};
+    return Interrupted{x86::vector::kBp, insn_.length};
   }
 
   Effect hypercall() {
@@ -263,8 +317,13 @@ Effect execute_sensitive(Mmu& mmu, Vcpu& vcpu, const hypervisor::Hooks& hooks) {
   const auto insn = x86::decode(std::span(code).first(have), x86::Mode::Bits64);
   if (!insn) return Raised{kUd};
   if (insn->lock) return Raised{kUd};
+  if (insn->privileged && !checks_privilege_itself(insn->kind) && x86::privilege_level(vcpu.regs, vcpu.sregs) != 0) {
+    return Raised{kGp0};
+  }
   if (insn->kind == InsnKind::Other) {
-    if (auto effect = execute_segment_move(mmu, vcpu, *insn, std::span(code).first(insn->length))) {
+    auto effect = execute_segment_move(mmu, vcpu, *insn, std::span(code).first(insn->length));
+    if (!effect) effect = execute_xsave(mmu, vcpu, *insn, std::span(code).first(insn->length));
+    if (effect) {
       if (*effect) return Raised{**effect};
       vcpu.regs.rip += insn->length;
       return Executed{};
@@ -277,6 +336,17 @@ std::optional<x86::Exception> write_cr(Mmu& mmu, Vcpu& vcpu, unsigned cr, std::u
   if (!x86::write_cr(vcpu.sregs, cr, value, mmu.cpu())) return kGp0;
   if (cr != 8) mmu.revalidate(vcpu);
   return std::nullopt;
+}
+
+std::optional<x86::Exception> write_xcr0(Vcpu& vcpu, std::uint64_t value) {
+  if (!is_valid_xcr0(value)) return kGp0;
+  vcpu.xcr0 = value;
+  return std::nullopt;
+}
+
+std::optional<GetCpuidReply> cpuid_of(const x86::CpuFeatures& cpu, const Vcpu& vcpu, std::uint32_t function,
+                                      std::uint32_t index) {
+  return cpuid_leaf(CpuidState{cpu, vcpu.id, vcpu.vcpu_count, vcpu.sregs.cr4}, function, index);
 }
 
 std::optional<x86::Exception> write_msr(Mmu& mmu, Vcpu& vcpu, std::uint32_t msr, std::uint64_t value) {

@@ -24,12 +24,12 @@ kvmi_x86_segment flat_segment(std::uint16_t selector, std::uint8_t type, bool co
 
 }  // namespace
 
-Vcpu::Vcpu(VcpuId vcpu, std::uint16_t vcpu_count) : id(vcpu) {
+Vcpu::Vcpu(VcpuId vcpu, std::uint16_t count) : id(vcpu), vcpu_count(count) {
   regs.rip = boot::kImage.value;
   regs.rflags = x86::rflags::kFixed;
   regs.rdi = vcpu.value;
   regs.rsi = mailbox_gpa(vcpu).value;
-  regs.rdx = vcpu_count;
+  regs.rdx = count;
 
   sregs.cs = flat_segment(boot::kCodeSelector, 0xb, true);
   sregs.ds = sregs.es = sregs.fs = sregs.gs = sregs.ss = flat_segment(boot::kDataSelector, 0x3, false);

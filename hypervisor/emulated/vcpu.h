@@ -4,6 +4,7 @@
 #include <array>
 #include <chrono>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -19,10 +20,25 @@ namespace kvmid::emulated {
 
 using Clock = std::chrono::steady_clock;
 
+struct alignas(kPageSize) ShadowPage {
+  std::array<std::byte, kPageSize> bytes;
+};
+
 /// A right that one instruction is given although its page lacks it: ALLOW of a page fault event.
 struct Override {
   Gfn gfn;
   x86::PageRights rights = 0;
+};
+
+struct Vcpu;
+
+/// ALLOW of an event whose instruction is then executed as it stands there: that once, it makes no such event.
+struct Pass {
+  EventKind kind{};
+  std::uint64_t rip = 0;
+  std::uint64_t instructions = 0;  ///< the vCPU's count when it was given: good for the next one only
+
+  [[nodiscard]] bool lets(EventKind event, const Vcpu& vcpu) const;
 };
 
 enum class Activity : std::uint8_t {
@@ -41,6 +57,7 @@ struct Vcpu {
   Vcpu(VcpuId vcpu, std::uint16_t vcpu_count);
 
   VcpuId id;
+  std::uint16_t vcpu_count;
   Engine engine;
   kvmi_x86_regs regs{};
   kvmi_x86_sregs sregs{};
@@ -60,9 +77,16 @@ struct Vcpu {
 
   std::vector<Override> overrides;  ///< for the instruction at overrides_rip
   std::uint64_t overrides_rip = 0;
+  std::optional<Pass> pass;
+  /// What a store to a read-only page goes to: a copy of the page for one instruction. Made when it is needed.
+  std::unique_ptr<ShadowPage> shadow;
 
   std::uint64_t instructions = 0;
   std::uint64_t events = 0;
 };
+
+inline bool Pass::lets(EventKind event, const Vcpu& vcpu) const {
+  return event == kind && vcpu.regs.rip == rip && vcpu.instructions - instructions <= 1;
+}
 
 }  // namespace kvmid::emulated
