@@ -19,33 +19,30 @@ int main(int argc, char** argv) {
   if (const int* code = std::get_if<int>(&parsed)) return *code;
   const auto& options = std::get<Options>(parsed);
 
-  Config config = default_config(::geteuid(), std::thread::hardware_concurrency());
-  if (options.config_file) {
-    auto loaded = load_config(*options.config_file, config);
-    if (!loaded) {
-      std::fprintf(stderr, "%s: %s\n", options.config_file->c_str(), describe(loaded.error()).c_str());
-      return kExitBadUsage;
-    }
-    config = std::move(*loaded);
+  ConfigSource source;
+  source.defaults = default_config(::geteuid(), std::thread::hardware_concurrency());
+  source.file = options.config_file.value_or("");
+  source.runtime_dir = options.runtime_dir.value_or("");
+  source.log_level = options.log_level.value_or("");
+  const auto config = source.load();
+  if (!config) {
+    std::fprintf(stderr, "%s: %s\n", source.file.c_str(), describe(config.error()).c_str());
+    return kExitBadUsage;
   }
   if (options.check_only) {
     std::puts("ok");
     return kExitOk;
   }
-  if (options.runtime_dir) {
-    if (::mkdir(options.runtime_dir->c_str(), 0755) != 0 && errno != EEXIST) {
-      std::fprintf(stderr, "kvmid: cannot make %s: %s\n", options.runtime_dir->c_str(), std::strerror(errno));
-      return kExitFailure;
-    }
-    use_runtime_dir(config, *options.runtime_dir);
+  if (options.runtime_dir && ::mkdir(options.runtime_dir->c_str(), 0755) != 0 && errno != EEXIST) {
+    std::fprintf(stderr, "kvmid: cannot make %s: %s\n", options.runtime_dir->c_str(), std::strerror(errno));
+    return kExitFailure;
   }
-  if (options.log_level) config.log.level = *options.log_level;
 
-  auto logging = open_log(config.log);
+  auto logging = open_log(config->log);
   if (!logging) {
     std::fprintf(stderr, "kvmid: %s\n", logging.error().c_str());
     return kExitFailure;
   }
   prepare_process(*logging->log);
-  return run_daemon(config, options.config_file.value_or(""), KVMID_VERSION, *logging->log);
+  return run_daemon(*config, source, KVMID_VERSION, *logging->log);
 }

@@ -3,14 +3,16 @@
 #include "daemon/app/admin_http.h"
 
 #include <pthread.h>
-#include <spdlog/logger.h>
-#include <unistd.h>
+#include <sys/socket.h>
 
+#include <boost/asio/buffer.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/local/stream_protocol.hpp>
 #include <boost/asio/post.hpp>
-#include <boost/beast/core/basic_stream.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/write.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
+#include <boost/beast/http/empty_body.hpp>
 #include <boost/beast/http/parser.hpp>
 #include <boost/beast/http/read.hpp>
 #include <boost/beast/http/string_body.hpp>
@@ -19,98 +21,45 @@
 #include <thread>
 #include <unordered_map>
 
-#include "daemon/app/admin_json.h"
-#include "protocol/handshake.h"
+#include "daemon/app/event_json.h"
 
 namespace kvmid::app {
 namespace {
 
 namespace http = boost::beast::http;
 using boost::system::error_code;
+using Context = boost::asio::io_context;
 using Local = boost::asio::local::stream_protocol;
-using Request = http::request<http::string_body>;
 using Response = http::response<http::string_body>;
 
 constexpr std::size_t kConnectionsMax = 64;
 constexpr std::uint32_t kHeaderMax = 16U * 1024U;
 constexpr std::uint64_t kBodyMax = 64U * 1024U;
 constexpr std::chrono::seconds kRequestTimeout{10};
-constexpr std::chrono::milliseconds kShardTimeout{1000};
+constexpr std::size_t kStreamBatch = 256;  // records in one chunk
 
-/// What is answered, as a function of the request's method and path.
-class Resources {
- public:
-  Resources(AdminFacts facts, io::Broker& broker)
-      : facts_(std::move(facts)), broker_(broker), started_(std::chrono::steady_clock::now()) {}
+Response response_of(const Answer& answer, unsigned version, bool keep_alive) {
+  Response response{static_cast<http::status>(answer.status), version};
+  response.set(http::field::content_type, answer.content_type);
+  if (!answer.allow.empty()) response.set(http::field::allow, answer.allow);
+  response.keep_alive(keep_alive);
+  response.body() = answer.body;
+  response.prepare_payload();
+  return response;
+}
 
-  Response answer(const Request& request) {
-    const std::string_view target(request.target().data(), request.target().size());
-    const std::string_view path = target.substr(0, target.find('?'));
-    nlohmann::ordered_json body;
-    const unsigned status = route(request.method(), path, body);
-    Response response{static_cast<http::status>(status), request.version()};
-    response.set(http::field::content_type, "application/json");
-    if (status == 405) response.set(http::field::allow, "GET");
-    response.keep_alive(request.keep_alive());
-    response.body() = body.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
-    response.prepare_payload();
-    return response;
-  }
-
- private:
-  static unsigned error(unsigned code, const std::string& message, nlohmann::ordered_json& body) {
-    body = error_json(code, message);
-    return code;
-  }
-
-  unsigned route(http::verb method, std::string_view path, nlohmann::ordered_json& body) {
-    constexpr std::string_view kGuest = "/v1/guests/";
-    const bool known = path == "/v1/status" || path == "/v1/guests" || path == "/v1/agents" || path.starts_with(kGuest);
-    if (!known) return error(404, "no such resource: " + std::string(path), body);
-    if (method != http::verb::get) return error(405, "only GET is served here", body);
-    if (path == "/v1/status") {
-      body = status();
-    } else if (path == "/v1/guests") {
-      body = guests_json(broker_.guests(kShardTimeout));
-    } else if (path == "/v1/agents") {
-      body = agents_json(broker_.guests(kShardTimeout), broker_.control_agents(kShardTimeout));
-    } else {
-      return guest(path.substr(kGuest.size()), body);
-    }
-    return 200;
-  }
-
-  nlohmann::ordered_json status() {
-    const auto now = std::chrono::steady_clock::now();
-    const StatusFacts facts{facts_.version, facts_.config_file, static_cast<std::uint32_t>(::getpid()),
-                            std::chrono::duration_cast<std::chrono::seconds>(now - started_)};
-    return status_json(facts, broker_.status(kShardTimeout));
-  }
-
-  unsigned guest(std::string_view name, nlohmann::ordered_json& body) {
-    const auto uuid = parse_uuid(name);
-    if (!uuid) return error(400, "not a UUID: " + std::string(name), body);
-    for (const auto& found : broker_.guests(kShardTimeout)) {
-      if (found.uuid != *uuid) continue;
-      body = guest_json(found);
-      return 200;
-    }
-    return error(404, "no such guest: " + to_string(*uuid), body);
-  }
-
-  AdminFacts facts_;
-  io::Broker& broker_;
-  std::chrono::steady_clock::time_point started_;
-};
-
-/// One client: a request, its answer, the next.
+/// One client: a request, its answer, the next; or a stream to the end.
 class Session : public std::enable_shared_from_this<Session> {
  public:
   using Gone = std::function<void(Session*)>;
-  Session(boost::asio::io_context& context, io::UniqueFd fd, Resources& resources, Gone gone)
-      : stream_(context), resources_(resources), gone_(std::move(gone)) {
+  Session(std::shared_ptr<Context> context, io::UniqueFd fd, AdminResources& resources, Gone gone)
+      : context_(std::move(context)),
+        socket_(*context_),
+        timer_(*context_),
+        resources_(resources),
+        gone_(std::move(gone)) {
     error_code failed;
-    stream_.socket().assign(Local(), fd.get(), failed);
+    socket_.assign(Local(), fd.get(), failed);
     if (!failed) (void)fd.release();
   }
 
@@ -118,75 +67,210 @@ class Session : public std::enable_shared_from_this<Session> {
     parser_.emplace();
     parser_->header_limit(kHeaderMax);
     parser_->body_limit(kBodyMax);
-    stream_.expires_after(kRequestTimeout);
-    http::async_read(stream_, buffer_, *parser_, [self = shared_from_this()](const error_code& error, std::size_t) {
+    timed_out_ = false;
+    // A timeout ends the read, not the connection: the client is told.
+    arm([](Session& self) {
+      self.timed_out_ = true;
+      error_code ignored;
+      self.socket_.cancel(ignored);
+    });
+    http::async_read(socket_, buffer_, *parser_, [self = shared_from_this()](const error_code& error, std::size_t) {
       self->on_read(error);
     });
   }
   void close() {
+    if (closed_) return;
+    closed_ = true;
+    if (stream_) resources_.parts().streams.unsubscribe(stream_);
+    stream_.reset();
+    timer_.cancel();
     error_code ignored;
-    stream_.socket().close(ignored);
+    socket_.close(ignored);
   }
 
  private:
-  void on_read(const error_code& error) {
-    if (error) {
-      refuse(error);
-      return;
-    }
-    write(resources_.answer(parser_->get()));
+  template <class F>
+  void arm(F on_timeout) {
+    timer_.expires_after(kRequestTimeout);
+    timer_.async_wait([weak = weak_from_this(), on_timeout](const error_code& error) {
+      const auto self = weak.lock();
+      if (!error && self && !self->closed_) on_timeout(*self);
+    });
   }
-
-  void refuse(const error_code& error) {
-    if (error == http::error::body_limit || error == http::error::header_limit || error == http::error::buffer_overflow)
-      return write(refusal(http::status::payload_too_large, "the request is too large"));
-    if (error.category() == make_error_code(http::error::end_of_stream).category() &&
-        error != http::error::end_of_stream && error != http::error::partial_message)
-      return write(refusal(http::status::bad_request, "not HTTP: " + error.message()));
+  void leave() {
+    const auto keep = shared_from_this();
+    close();
     gone_(this);
   }
 
-  static Response refusal(http::status status, const std::string& message) {
-    Response response{status, 11};
-    response.set(http::field::content_type, "application/json");
-    response.keep_alive(false);
-    response.body() = error_json(static_cast<unsigned>(status), message).dump() + "\n";
-    response.prepare_payload();
-    return response;
+  void on_read(const error_code& error) {
+    timer_.cancel();
+    if (closed_) return;
+    if (!error) return handle();
+    const bool began = parser_->got_some() || buffer_.size() != 0;
+    if (timed_out_ && began) return refuse(408, "the request did not come to its end in time");
+    if (error == http::error::body_limit || error == http::error::header_limit || error == http::error::buffer_overflow)
+      return refuse(413, "the request is too large: a header may have 16 KiB, a body 64 KiB");
+    if (!timed_out_ && error.category() == make_error_code(http::error::end_of_stream).category() &&
+        error != http::error::end_of_stream && error != http::error::partial_message)
+      return refuse(400, "not HTTP: " + error.message());
+    leave();
   }
 
-  void write(Response response) {
-    response_.emplace(std::move(response));
-    stream_.expires_after(kRequestTimeout);
-    http::async_write(stream_, *response_, [self = shared_from_this()](const error_code& error, std::size_t) {
+  void refuse(unsigned status, const std::string& message) { write(error_answer(status, message), 11, false); }
+
+  void handle() {
+    const auto& request = parser_->get();
+    version_ = request.version();
+    keep_alive_ = request.keep_alive();
+    const auto method = request.method_string();
+    const auto target = request.target();
+    const auto route =
+        find_route({method.data(), method.size()}, {target.data(), target.size()}, request.body());
+    if (!route) return write(answer_of(route.error()));
+    const bool changes = route->resource == Resource::Reload || route->resource == Resource::SetLogLevel;
+    if (resources_.stopping() && (changes || route->resource == Resource::Events))
+      return write(error_answer(503, "kvmid is stopping"));
+    if (route->resource == Resource::Reload) return reload();
+    if (route->resource == Resource::Events) return begin_stream(route->filter);
+    write(resources_.answer(*route));
+  }
+
+  void reload() {
+    waiting_ = true;
+    arm([](Session& self) { self.reloaded(error_answer(503, "the reload is not confirmed: a shard does not answer")); });
+    resources_.parts().reloader.reload(
+        "admin", [context = context_, weak = weak_from_this()](const ReloadResult& result) {
+          boost::asio::post(*context, [weak, result] {
+            if (const auto self = weak.lock()) self->reloaded(answer_of(result));
+          });
+        });
+  }
+  void reloaded(const Answer& answer) {
+    if (closed_ || !std::exchange(waiting_, false)) return;
+    write(answer);
+  }
+
+  void write(const Answer& answer) { write(answer, version_, keep_alive_); }
+  void write(const Answer& answer, unsigned version, bool keep_alive) {
+    response_.emplace(response_of(answer, version, keep_alive));
+    arm([](Session& self) { self.leave(); });
+    http::async_write(socket_, *response_, [self = shared_from_this()](const error_code& error, std::size_t) {
+      if (self->closed_) return;
       if (error || self->response_->need_eof()) {
-        self->gone_(self.get());
+        self->leave();
       } else {
         self->read();
       }
     });
   }
 
-  boost::beast::basic_stream<Local> stream_;
+  // ---- the live stream ----
+
+  void begin_stream(const EventFilter& filter) {
+    stream_ = resources_.parts().streams.subscribe(filter, [context = context_, weak = weak_from_this()] {
+      boost::asio::post(*context, [weak] {
+        if (const auto self = weak.lock()) self->pump();
+      });
+    });
+    if (!stream_)
+      return write(error_answer(503, "there are " + std::to_string(EventStreams::kStreamsMax) + " streams already"));
+    chunked_ = version_ >= 11;
+    stream_head_.emplace(http::status::ok, version_);
+    stream_head_->set(http::field::content_type, "application/x-ndjson");
+    stream_head_->set(http::field::cache_control, "no-store");
+    stream_head_->keep_alive(false);
+    if (chunked_) stream_head_->chunked(true);
+    stream_serializer_.emplace(*stream_head_);
+    writing_ = true;
+    arm([](Session& self) { self.leave(); });
+    http::async_write_header(socket_, *stream_serializer_,
+                             [self = shared_from_this()](const error_code& error, std::size_t) { self->written(error); });
+    watch_client();
+  }
+
+  /// What it still says means nothing; that it goes is what is waited for.
+  void watch_client() {
+    socket_.async_read_some(boost::asio::buffer(ignored_), [self = shared_from_this()](const error_code& error, std::size_t) {
+      if (self->closed_) return;
+      if (error) return self->leave();
+      self->watch_client();
+    });
+  }
+
+  void written(const error_code& error) {
+    timer_.cancel();
+    writing_ = false;
+    if (closed_) return;
+    if (error) return leave();
+    pump();
+  }
+
+  void pump() {
+    if (closed_ || writing_ || !stream_) return;
+    records_.clear();
+    const std::uint64_t dropped = stream_->take(records_, kStreamBatch);
+    std::string lines;
+    for (const auto& record : records_) lines += stream_line(record);
+    records_.clear();
+    if (dropped != 0) lines += stream_dropped_line(dropped);
+    if (lines.empty()) return;  // woken when something comes
+    if (chunked_) {
+      out_ = hex_text(lines.size()).substr(2) + "\r\n" + lines + "\r\n";
+    } else {
+      out_ = std::move(lines);
+    }
+    writing_ = true;
+    // A client that takes nothing for so long is too slow to watch.
+    arm([](Session& self) { self.leave(); });
+    boost::asio::async_write(socket_, boost::asio::buffer(out_),
+                             [self = shared_from_this()](const error_code& error, std::size_t) { self->written(error); });
+  }
+
+  std::shared_ptr<Context> context_;
+  Local::socket socket_;
+  boost::asio::steady_timer timer_;
   boost::beast::flat_buffer buffer_{kHeaderMax + kBodyMax};
   std::optional<http::request_parser<http::string_body>> parser_;
   std::optional<Response> response_;
-  Resources& resources_;
+  AdminResources& resources_;
   Gone gone_;
+  unsigned version_ = 11;
+  bool keep_alive_ = false;
+  bool timed_out_ = false;
+  bool waiting_ = false;  ///< for a reload
+  bool closed_ = false;
+
+  std::shared_ptr<EventStream> stream_;
+  std::optional<http::response<http::empty_body>> stream_head_;
+  std::optional<http::response_serializer<http::empty_body>> stream_serializer_;
+  std::vector<io::TapRecord> records_;
+  std::string out_;
+  std::array<char, 256> ignored_{};
+  bool chunked_ = true;
+  bool writing_ = false;
 };
+
+/// Said to a client that is one too many, as far as its socket takes it at once.
+void turn_away(int fd) {
+  const Answer answer = error_answer(503, "the admin side has " + std::to_string(kConnectionsMax) + " connections already");
+  const std::string text = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nConnection: close\r\n"
+                           "Content-Length: " + std::to_string(answer.body.size()) + "\r\n\r\n" + answer.body;
+  (void)::send(fd, text.data(), text.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+}
 
 }  // namespace
 
 class AdminServer::Impl {
  public:
-  Impl(io::ListeningSocket socket, AdminFacts facts, io::Broker& broker, io::Log& log)
-      : resources_(std::move(facts), broker),
-        listener_(context_, std::move(socket), "admin", counters_, log,
+  Impl(io::ListeningSocket socket, AdminFacts facts, const AdminParts& parts)
+      : resources_(std::move(facts), parts),
+        listener_(*context_, std::move(socket), "admin", counters_, parts.log,
                   [this](io::UniqueFd fd) { accepted(std::move(fd)); }) {
     listener_.start();
     thread_ = std::thread([this] {
       ::pthread_setname_np(::pthread_self(), "admin");
-      context_.run();
+      context_->run();
     });
   }
   ~Impl() {
@@ -195,33 +279,36 @@ class AdminServer::Impl {
   }
 
   void stop() {
-    boost::asio::post(context_, [this] {
+    boost::asio::post(*context_, [this] {
       listener_.stop();
       for (const auto& [key, session] : sessions_) session->close();
       sessions_.clear();
     });
   }
+  void set_stopping() { resources_.set_stopping(); }
 
  private:
   void accepted(io::UniqueFd fd) {
-    if (sessions_.size() >= kConnectionsMax) return;  // closed: the admin side is for few
+    if (sessions_.size() >= kConnectionsMax) return turn_away(fd.get());  // the admin side is for few
     const auto session = std::make_shared<Session>(context_, std::move(fd), resources_,
                                                    [this](Session* gone) { sessions_.erase(gone); });
     sessions_.emplace(session.get(), session);
     session->read();
   }
 
-  boost::asio::io_context context_{1};
+  /// Also held by whoever will post an answer into it.
+  std::shared_ptr<Context> context_ = std::make_shared<Context>(1);
   io::IoCounters counters_;
-  Resources resources_;
+  AdminResources resources_;
   std::unordered_map<Session*, std::shared_ptr<Session>> sessions_;
   io::Listener listener_;
   std::thread thread_;
 };
 
-AdminServer::AdminServer(io::ListeningSocket socket, AdminFacts facts, io::Broker& broker, io::Log& log)
-    : impl_(std::make_unique<Impl>(std::move(socket), std::move(facts), broker, log)) {}
+AdminServer::AdminServer(io::ListeningSocket socket, AdminFacts facts, const AdminParts& parts)
+    : impl_(std::make_unique<Impl>(std::move(socket), std::move(facts), parts)) {}
 AdminServer::~AdminServer() = default;
+void AdminServer::set_stopping() { impl_->set_stopping(); }
 void AdminServer::stop() { impl_->stop(); }
 
 }  // namespace kvmid::app

@@ -2,32 +2,26 @@
 #pragma once
 
 #include <memory>
-#include <string>
 
-#include "daemon/io/broker.h"
+#include "daemon/app/admin_resources.h"
 #include "daemon/io/listener.h"
-#include "daemon/io/log.h"
 
 namespace kvmid::app {
-
-/// What the admin side says of the daemon besides what the broker knows.
-struct AdminFacts {
-  std::string version;
-  std::string config_file;  ///< empty: defaults
-};
 
 /// HTTP/1.1 with JSON on a unix socket, for kvmictl, curl and people.
 ///
 /// Purpose:  tells what the daemon does; docs/admin-http.md has the resources.
 /// Errors:   a request that cannot be served is answered {"error":{"code","message"}} with that HTTP status.
 /// Threads:  one of its own, never a shard's; it asks shards and waits for a bounded time.
-/// Lifetime: `broker` and `log` outlive it. stop() or the destructor ends the thread and removes the socket file.
+/// Lifetime: what `parts` names outlives it. stop() or the destructor ends the thread and removes the socket file.
 class AdminServer {
  public:
-  AdminServer(io::ListeningSocket socket, AdminFacts facts, io::Broker& broker, io::Log& log);
+  AdminServer(io::ListeningSocket socket, AdminFacts facts, const AdminParts& parts);
   ~AdminServer();
   AdminServer(const AdminServer&) = delete;
   AdminServer& operator=(const AdminServer&) = delete;
+  /// From now on /v1/health says so, and nothing can be changed any more. Any thread.
+  void set_stopping();
   void stop();
 
  private:

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "daemon/app/admin_json.h"
 
+#include <algorithm>
+
 #include "protocol/handshake.h"
 #include "protocol/message.h"
 
@@ -63,6 +65,25 @@ Json guest_fields(const io::GuestSnapshot& guest) {
   return out;
 }
 
+std::int64_t age_ms(const io::GuestSnapshot& guest, const core::VcpuInfo& vcpu) {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(guest.taken_at - vcpu.since).count();
+}
+
+/// The events that wait for this agent's reply.
+Json pending_of(const io::AgentSnapshot& agent, const io::GuestSnapshot* guest) {
+  Json out = Json::array();
+  if (guest == nullptr) return out;
+  for (std::size_t i = 0; i < guest->info.vcpus.size(); ++i) {
+    const core::VcpuInfo& vcpu = guest->info.vcpus[i];
+    if (!vcpu.waiting || std::ranges::find(vcpu.waits_for, agent.info.id) == vcpu.waits_for.end()) continue;
+    out.push_back(Json{{"vcpu", i},
+                       {"event", name_of(vcpu.event)},
+                       {"event_seq", vcpu.event_seq.value},
+                       {"age_ms", age_ms(*guest, vcpu)}});
+  }
+  return out;
+}
+
 Json agent_fields(const io::AgentSnapshot& agent, const io::GuestSnapshot* guest) {
   Json out;
   out["id"] = agent.info.id.value;
@@ -80,6 +101,8 @@ Json agent_fields(const io::AgentSnapshot& agent, const io::GuestSnapshot* guest
   out["requests_open"] = agent.info.requests_open;
   out["expired"] = agent.info.expired;
   out["policy"] = agent.info.rule;
+  out["pages"] = agent.info.pages;
+  out["pending"] = pending_of(agent, guest);
   return out;
 }
 
@@ -120,7 +143,7 @@ Json guest_json(const io::GuestSnapshot& guest) {
     if (vcpu.waiting) {
       entry["event"] = name_of(vcpu.event);
       entry["event_seq"] = vcpu.event_seq.value;
-      entry["age_ms"] = std::chrono::duration_cast<std::chrono::milliseconds>(guest.taken_at - vcpu.since).count();
+      entry["age_ms"] = age_ms(guest, vcpu);
       Json waits_for = Json::array();
       for (const AgentId agent : vcpu.waits_for) waits_for.push_back(agent.value);
       entry["waits_for"] = std::move(waits_for);

@@ -15,11 +15,17 @@ struct LogConfig {
   std::optional<std::string> file;  ///< standard error without one
 };
 
+struct AuditConfig {
+  std::optional<std::string> file;  ///< no audit log without one
+  std::size_t queue_max = 8192;     ///< lines that wait for the file
+};
+
 /// All of the configuration file, with defaults where it says nothing.
 struct Config {
   io::Settings settings;
   io::ListenAt admin;  ///< unix only
   LogConfig log;
+  AuditConfig audit;
 };
 
 /// The first thing that is wrong, for people.
@@ -40,6 +46,21 @@ Result<Config, ConfigError> parse_config(std::string_view text, const Config& de
 /// parse_config of a file; an unreadable file is an error without a path.
 Result<Config, ConfigError> load_config(const std::string& file, const Config& defaults);
 
+/// Where a configuration comes from: the file, and what the command line says on top of it. The same at the start and at
+/// every reload.
+struct ConfigSource {
+  std::string file;  ///< empty: defaults
+  Config defaults;
+  std::string runtime_dir;  ///< empty: as the file says
+  std::string log_level;    ///< empty: as the file says
+  [[nodiscard]] Result<Config, ConfigError> load() const;
+};
+
+/// The first thing in `next` that cannot take the place of what runs; nothing: all of it can.
+std::optional<ConfigError> needs_restart(const Config& running, const Config& next);
+
+/// The names that is_log_level() takes, for people.
+std::string log_level_names();
 /// True where spdlog has a level of this name.
 bool is_log_level(std::string_view name);
 

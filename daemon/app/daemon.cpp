@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <boost/asio/io_context.hpp>
+#include <boost/asio/post.hpp>
 #include <boost/asio/signal_set.hpp>
 #include <csignal>
 #include <cstdio>
@@ -13,7 +14,10 @@
 #include <memory>
 
 #include "daemon/app/admin_http.h"
+#include "daemon/app/audit_log.h"
+#include "daemon/app/event_streams.h"
 #include "daemon/app/options.h"
+#include "daemon/app/reloader.h"
 #include "daemon/app/systemd.h"
 #include "daemon/io/broker.h"
 
@@ -36,13 +40,17 @@ void prepare_process(io::Log& log) {
   if (::setrlimit(RLIMIT_NOFILE, &limit) != 0) log.warn("cannot raise the limit of open files");
 }
 
-int run_daemon(const Config& config, const std::string& config_file, const char* version, io::Log& log) {
+int run_daemon(const Config& config, const ConfigSource& source, const char* version, io::Log& log) {
+  AuditLog audit(log);
+  if (auto opened = audit.open(config.audit); !opened) return cannot_start(log, "audit log: " + opened.error());
+  EventStreams streams;
   boost::asio::io_context front{1};
-  io::Broker broker(front, config.settings, log);
+  io::Broker broker(front, config.settings, log, io::Witnesses{&audit, &streams});
   auto passed = take_passed_sockets();
   if (!passed) return cannot_start(log, passed.error());
   if (auto opened = broker.open(std::move(passed->broker)); !opened) return cannot_start(log, opened.error().text);
 
+  Reloader reloader(source, config, broker, audit, log);
   std::unique_ptr<AdminServer> admin;
   std::string admin_at = config.admin.unix_path;
   io::ListeningSocket admin_socket;
@@ -55,31 +63,43 @@ int run_daemon(const Config& config, const std::string& config_file, const char*
     admin_socket = std::move(*socket);
   }
   if (admin_socket.fd.valid()) {
-    admin = std::make_unique<AdminServer>(std::move(admin_socket), AdminFacts{version, config_file}, broker, log);
+    admin = std::make_unique<AdminServer>(std::move(admin_socket), AdminFacts{version, source.file},
+                                          AdminParts{broker, reloader, audit, streams, log});
     log.info("listening for=admin at={}", io::field(admin_at));
   }
 
   ServiceManager manager(front, broker, log);
-  boost::asio::signal_set signals(front, SIGTERM, SIGINT);
+  boost::asio::signal_set signals(front, SIGTERM, SIGINT, SIGHUP);
   bool stopping = false;
   std::function<void()> wait = [&] {
     signals.async_wait([&](const boost::system::error_code& error, int number) {
       if (error) return;
+      if (number == SIGHUP) {
+        if (!stopping) {
+          manager.reloading();
+          reloader.reload("SIGHUP", [&](const ReloadResult& result) {
+            boost::asio::post(front, [&, result] {
+              if (!stopping) manager.ready(result.summary());
+            });
+          });
+        }
+        return wait();
+      }
       if (stopping) std::_Exit(128 + number);
       stopping = true;
       log.info("signal number={}", number);
       manager.stopping();
-      if (admin) admin->stop();
+      if (admin) admin->set_stopping();  // it answers until the guests are let go
       broker.stop([&] { signals.cancel(); });
       wait();
     });
   };
   wait();
   log.info("ready version={} pid={} shards={} config={}", version, ::getpid(), config.settings.shards,
-           io::field(config_file.empty() ? "defaults" : config_file));
+           io::field(source.file.empty() ? "defaults" : source.file));
   manager.ready("Serving hypervisors and agents on " + std::to_string(config.settings.shards) + " shards");
   front.run();
-  admin.reset();
+  admin.reset();  // before what it asks
   log.info("stopped");
   return kExitOk;
 }

@@ -13,7 +13,8 @@ namespace kvmid::app {
 /// Shapes:   the exit code of the process (see ExitCode).
 /// Errors:   what cannot be opened is logged and written to standard error.
 /// Threads:  call on the main thread; signals and hellos are handled there.
-int run_daemon(const Config& config, const std::string& config_file, const char* version, io::Log& log);
+/// Source:   `source` is where `config` came from, to be asked again at a reload.
+int run_daemon(const Config& config, const ConfigSource& source, const char* version, io::Log& log);
 
 /// Prepares the process: as many descriptors as it may have, no death by SIGPIPE.
 void prepare_process(io::Log& log);

@@ -36,9 +36,19 @@ Result<Logging, std::string> open_log(const LogConfig& config) {
   logging.log = std::make_shared<spdlog::async_logger>("kvmid", std::move(sink), logging.writer,
                                                        spdlog::async_overflow_policy::overrun_oldest);
   logging.log->set_pattern(kPattern);
-  logging.log->set_level(spdlog::level::from_str(config.level == "warn" ? "warning" : config.level));
+  set_level(*logging.log, config.level);
   logging.log->flush_on(spdlog::level::info);
   return logging;
+}
+
+void set_level(io::Log& log, const std::string& level) {
+  log.set_level(spdlog::level::from_str(level == "warn" ? "warning" : level));
+}
+
+std::string level_of(const io::Log& log) {
+  const auto name = spdlog::level::to_string_view(log.level());
+  const std::string text(name.data(), name.size());
+  return text == "warning" ? "warn" : text;
 }
 
 }  // namespace kvmid::app

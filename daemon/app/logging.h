@@ -32,4 +32,9 @@ struct Logging {
 /// The error says which file could not be opened.
 Result<Logging, std::string> open_log(const LogConfig& config);
 
+/// A name that is_log_level() takes. Any thread.
+void set_level(io::Log& log, const std::string& level);
+/// The name of the level that the log has now.
+std::string level_of(const io::Log& log);
+
 }  // namespace kvmid::app

@@ -42,7 +42,8 @@ std::variant<Options, int> parse_options(int argc, const char* const* argv, cons
       "  kvmid --check-config /etc/kvmid/kvmid.json      before a restart\n"
       "  curl --unix-socket /run/kvmid/admin.sock http://kvmid/v1/guests\n"
       "\n"
-      "Signals: SIGTERM and SIGINT withdraw everything from the guests, then exit; a second one exits at once.\n"
+      "Signals: SIGHUP reads the configuration again and reopens the audit log.\n"
+      "         SIGTERM and SIGINT withdraw everything from the guests, then exit; a second one exits at once.\n"
       "Exit codes: 0 stopped as asked, or the configuration is ok; 1 could not start (a socket, the log);\n"
       "            2 a mistake in the configuration or on the command line; 128+N second signal N.\n"
       "More: docs/configuration.md, docs/admin-http.md.");

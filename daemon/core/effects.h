@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #pragma once
 
+#include <optional>
+#include <span>
 #include <string_view>
 #include <variant>
 #include <vector>
@@ -19,6 +21,9 @@ struct SendCommand {  ///< to the hypervisor
 struct SendEventReply {  ///< to the hypervisor
   Seq seq;
   EventReply reply;
+  Seq event_seq{};       ///< what agents know the event by; 0: UNHOOK
+  AgentId decided_by{};  ///< 0: kvmid
+  TimePoint since{};     ///< when the event came
 };
 struct SendEvent {  ///< to an agent; `event` lives until the next input
   AgentId agent;
@@ -64,6 +69,8 @@ enum class Fact : std::uint8_t {
   Demoted,          ///< too many of them in a row
   Decided,          ///< an event ended with another action than allow, or with a changed value
   UnionRefused,     ///< the hypervisor refused to take a wish back
+  CommandGranted,   ///< a command of kGuestChanging was let through
+  CommandFailed,    ///< and the hypervisor answered it with an error
   Linked,           ///< the hypervisor is connected and known
   LinkLost,
 };
@@ -77,7 +84,26 @@ struct Report {
   CommandId command{};
   ErrorCode error = ErrorCode::None;
   std::string_view text{};  ///< a constant of the program
+
+  // CommandGranted: what of the guest is touched
+  Gpa gpa{};                 ///< WRITE_PHYSICAL, SET_PAGE_ACCESS (its first page)
+  std::uint64_t amount = 0;  ///< bytes of WRITE_PHYSICAL, pages of SET_PAGE_ACCESS
+  std::uint8_t detail = 0;   ///< vector of INJECT_EXCEPTION; rights of SET_PAGE_ACCESS, ANDed over its pages
+
+  // Decided: who said what
+  std::span<const Vote> votes{};
+  const Event* about = nullptr;  ///< the event that has ended
+  std::optional<std::uint64_t> new_value{};
+  AgentId value_by{};      ///< 0: no value was changed
+  AgentId registers_by{};  ///< 0: no registers were changed
 };
+
+/// The commands that change a guest: each is told as a fact when it is let through, and when it fails.
+inline constexpr CommandSet kGuestChanging{
+    KVMI_COMMAND_BIT(KVMI_MSG_WRITE_PHYSICAL) | KVMI_COMMAND_BIT(KVMI_MSG_INJECT_EXCEPTION) |
+    KVMI_COMMAND_BIT(KVMI_MSG_SET_REGISTERS) | KVMI_COMMAND_BIT(KVMI_MSG_SET_XSAVE) |
+    KVMI_COMMAND_BIT(KVMI_MSG_SET_PAGE_ACCESS) | KVMI_COMMAND_BIT(KVMI_MSG_SHUTDOWN_GUEST) |
+    KVMI_COMMAND_BIT(KVMI_MSG_PAUSE_VCPU)};
 
 using Effect = std::variant<SendCommand, SendEventReply, SendEvent, SendReply, SendNotice, SendGuestOn, SendGuestOff,
                             CloseAgent, CloseHypervisor, GuestReady, Report>;

@@ -156,9 +156,13 @@ void GuestMachine::command_arrived(AgentSlot slot, Seq seq, const Command& comma
           },
           [&](const GetPageAccess& c) { answer_page_access(slot, seq, c, out); },
           [&](const SetRegisters& c) { stage_registers(slot, seq, c, out); },
+          [&](const SetXsave& c) { stage_xsave(slot, seq, c, out); },
           [&](const GetRegisters& c) { forward_registers(slot, seq, c, now, out); },
           [&](const ReadPhysical& c) { forward_read(slot, seq, c, now, out); },
           [&](const WritePhysical& c) { forward_write(slot, seq, c, now, out); },
+          [&](const GetMemoryMap& c) {
+            forward(slot, seq, command, VcpuId{}, static_cast<std::uint32_t>(c.space), now, out);
+          },
           [&](const PauseVcpu&) { queue_wish(slot, seq, command, now, out); },
           [&](const SetPageAccess&) { queue_wish(slot, seq, command, now, out); },
           [&](const ControlEvents&) { queue_wish(slot, seq, command, now, out); },
@@ -206,6 +210,34 @@ void GuestMachine::forward(AgentSlot slot, Seq seq, const Command& command, Vcpu
                   out);
   }
   ++counters_.commands_forwarded;
+  report_granted(slot, seq, command, out);
+}
+
+/// Commands that do not change the guest are nobody's business.
+void GuestMachine::report_granted(AgentSlot slot, Seq seq, const Command& command, Effects& out) {
+  if (!kGuestChanging.has(id_of(command))) return;
+  Report report{.fact = Fact::CommandGranted, .agent = agents_[slot].id, .seq = seq, .command = id_of(command)};
+  std::visit(
+      [&](const auto& c) {
+        using C = std::decay_t<decltype(c)>;
+        if constexpr (requires { c.vcpu; }) report.vcpu = c.vcpu;
+        if constexpr (std::is_same_v<C, InjectException>) report.detail = c.vector;
+        if constexpr (std::is_same_v<C, WritePhysical>) {
+          report.gpa = c.gpa;
+          report.amount = c.data.size();
+        }
+        if constexpr (std::is_same_v<C, SetPageAccess>) {
+          report.detail = kRwx;
+          for (std::size_t i = 0; i < c.entries.size(); ++i) {
+            const kvmi_page_access_entry entry = c.entries[i];
+            if (i == 0) report.gpa = Gpa{entry.gpa};
+            report.amount += entry.pages;
+            report.detail &= entry.access;
+          }
+        }
+      },
+      command);
+  out.emplace_back(report);
 }
 
 void GuestMachine::forward_registers(AgentSlot slot, Seq seq, const GetRegisters& command, TimePoint now,
@@ -253,13 +285,34 @@ void GuestMachine::answer_page_access(AgentSlot slot, Seq seq, const GetPageAcce
       out);
 }
 
-/// During an event that the agent decides: kept, and loaded just before the merged reply if its word counts.
-void GuestMachine::stage_registers(AgentSlot slot, Seq seq, const SetRegisters& command, Effects& out) {
+/// A vCPU is changed during an event that the agent decides: kept, and loaded just before the merged reply if its word
+/// counts.
+std::optional<Refusal> GuestMachine::refusal_to_stage(AgentSlot slot, VcpuId vcpu) const {
+  const VcpuMachine& machine = vcpus_[vcpu.value];
+  if (machine.waiting() && machine.owes(slot)) return std::nullopt;
+  return Refusal{ErrorCode::TryAgain, "the vCPU does not wait for this agent: pause it, or set them during an event"};
+}
+
+void GuestMachine::stage_xsave(AgentSlot slot, Seq seq, const SetXsave& command, Effects& out) {
+  if (const auto refusal = refusal_to_stage(slot, command.vcpu))
+    return refuse(slot, seq, KVMI_MSG_SET_XSAVE, refusal->error, refusal->text, out);
   VcpuMachine& machine = vcpus_[command.vcpu.value];
-  if (!machine.waiting() || !machine.owes(slot))
-    return refuse(slot, seq, KVMI_MSG_SET_REGISTERS, ErrorCode::TryAgain,
-                  "the vCPU does not wait for this agent: pause it, or set them during an event", out);
-  machine.stage_registers(slot, command.regs);
+  std::size_t kept = command.area.size();
+  for (const VcpuMachine& other : vcpus_)
+    if (&other != &machine && other.waiting()) kept += other.staged_bytes(slot);
+  if (kept > kStagedBytesMax)
+    return refuse(slot, seq, KVMI_MSG_SET_XSAVE, ErrorCode::Busy,
+                  "too many bytes are kept for this agent: reply to the events that they are for", out);
+  machine.stage_xsave(slot, command.area);
+  report_granted(slot, seq, command, out);
+  answer(slot, seq, {KVMI_MSG_SET_XSAVE, {}, {}, {}}, out);
+}
+
+void GuestMachine::stage_registers(AgentSlot slot, Seq seq, const SetRegisters& command, Effects& out) {
+  if (const auto refusal = refusal_to_stage(slot, command.vcpu))
+    return refuse(slot, seq, KVMI_MSG_SET_REGISTERS, refusal->error, refusal->text, out);
+  vcpus_[command.vcpu.value].stage_registers(slot, command.regs);
+  report_granted(slot, seq, command, out);
   answer(slot, seq, {KVMI_MSG_SET_REGISTERS, {}, {}, {}}, out);
 }
 

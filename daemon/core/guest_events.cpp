@@ -15,8 +15,8 @@ std::uint32_t to_us(std::chrono::milliseconds time) {
 }
 
 /// What a reply carries must fit the event and what the hypervisor has (`served`); "" if it does. One that the
-/// hypervisor does not know would cost the guest its link.
-std::string_view fault_of(const EventReply& reply, const Event& event, EventSet served) {
+/// hypervisor does not know would cost the guest its link. `hears_access`: the agent is told of ACCESS events.
+std::string_view fault_of(const EventReply& reply, const Event& event, EventSet served, bool hears_access) {
   const EventKind kind = event.kind();
   if (reply.event != kind) return "the reply names another event";
   if (!event.actions.has(reply.action)) return "the event does not take this action";
@@ -28,6 +28,7 @@ std::string_view fault_of(const EventReply& reply, const Event& event, EventSet 
   if (reply.step_over && (kind != EventKind::Breakpoint || reply.action != Action::Retry))
     return "STEP_OVER belongs to a breakpoint that is tried again";
   if (reply.trap_access && !served.has(EventKind::Access)) return "this hypervisor makes no ACCESS events";
+  if (reply.trap_access && !hears_access) return "TRAP_ACCESS makes ACCESS events: subscribe to ACCESS first";
   if (reply.step_over) return "there is no patch of this agent to step over";
   if (reply.has_cookie && reply.cookie != 0 && event.cookie == 0) return "no cookie came with the event";
   return {};
@@ -171,7 +172,8 @@ void GuestMachine::agent_reply(AgentSlot slot, Seq seq, const EventReply& reply,
   }
   Agent& agent = agents_[slot];
   const Event& event = machine.event();
-  const std::string_view fault = fault_of(reply, event, version_.events);
+  const bool hears_access = subscriptions_.role_of(event.vcpu, slot, EventKind::Access).has_value();
+  const std::string_view fault = fault_of(reply, event, version_.events, hears_access);
   if (!fault.empty()) {
     machine.default_vote(agent.voter(slot));
     refuse_reply(slot, seq, reply.vcpu, event.kind(), ErrorCode::Invalid, fault, out);
@@ -248,18 +250,41 @@ void GuestMachine::demote(AgentSlot slot, Effects& out) {
   out.emplace_back(Report{.fact = Fact::Demoted, .agent = agent.id, .text = "too many deadlines missed in a row"});
 }
 
-void GuestMachine::load_registers(VcpuId vcpu, const Verdict& verdict, TimePoint now, Effects& out) {
-  const OpenCommand open{
-      .id = CommandId::SetRegisters, .purpose = Purpose::Registers, .agent = verdict.decided_by, .vcpu = vcpu};
-  if (ledger_.size() < kOpenForRegistersMax && send_command(SetRegisters{vcpu, verdict.regs}, open, now, out)) return;
-  out.emplace_back(
-      Report{.fact = Fact::UnionRefused,
-             .agent = verdict.decided_by,
-             .vcpu = vcpu,
-             .seq = verdict.event_seq,
-             .command = CommandId::SetRegisters,
-             .error = ErrorCode::Busy,
-             .text = "staged registers were not loaded: the hypervisor leaves too many commands unanswered"});
+/// What was staged goes out before the reply; the area lives until the vCPU's next event.
+void GuestMachine::load_staged(VcpuId vcpu, const Verdict& verdict, TimePoint now, Effects& out) {
+  const auto load = [&](const Command& command, AgentId by) {
+    const auto slot = find(by);
+    const OpenCommand open{.id = id_of(command),
+                           .purpose = Purpose::Registers,
+                           .slot = slot.value_or(AgentSlot{0}),
+                           .agent = by,
+                           .agent_seq = verdict.event_seq,
+                           .vcpu = vcpu,
+                           .tag = static_cast<std::uint32_t>(verdict.reply.event)};
+    if (ledger_.size() < kOpenForRegistersMax && send_command(command, open, now, out)) return;
+    staged_refused(open, ErrorCode::Busy,
+                   "what was staged was not loaded: the hypervisor leaves too many commands unanswered", out);
+  };
+  if (verdict.set_registers) load(SetRegisters{vcpu, verdict.regs}, verdict.registers_by);
+  if (verdict.xsave_by != AgentId{}) load(SetXsave{vcpu, verdict.xsave}, verdict.xsave_by);
+}
+
+/// The command was answered when it was staged, so its agent learns by a notice that it failed after all.
+void GuestMachine::staged_refused(const OpenCommand& open, ErrorCode error, std::string_view text, Effects& out) {
+  out.emplace_back(Report{.fact = Fact::CommandFailed,
+                          .agent = open.agent,
+                          .vcpu = open.vcpu,
+                          .seq = open.agent_seq,
+                          .command = open.id,
+                          .error = error,
+                          .text = text});
+  if (!is_present(open.slot, open.agent)) return;
+  out.emplace_back(SendNotice{open.agent, Notice{.kind = NoticeKind::ReplyRefused,
+                                                 .event = static_cast<EventKind>(open.tag),
+                                                 .vcpu = open.vcpu,
+                                                 .error = error,
+                                                 .event_seq = open.agent_seq,
+                                                 .text = text}});
 }
 
 // Waiting --last vote--> Running: registers that were staged, then the one reply.
@@ -271,8 +296,9 @@ void GuestMachine::settle(VcpuMachine& machine, TimePoint now, Effects& out) {
   mark_waiting(vcpu, false);
   const bool attended = verdict.votes + verdict.defaults != 0;
   if (!attended) verdict.reply.action = unattended_action(event);
-  if (verdict.set_registers) load_registers(vcpu, verdict, now, out);
-  out.emplace_back(SendEventReply{verdict.hypervisor_seq, verdict.reply});
+  load_staged(vcpu, verdict, now, out);
+  out.emplace_back(SendEventReply{verdict.hypervisor_seq, verdict.reply, verdict.event_seq, verdict.decided_by,
+                                  machine.since()});
 
   if (!attended) ++counters_.unattended;
   if (verdict.votes != 0) ++counters_.decided;
@@ -289,15 +315,22 @@ void GuestMachine::settle(VcpuMachine& machine, TimePoint now, Effects& out) {
                                                          .agent = verdict.decided_by,
                                                          .event_seq = verdict.event_seq}});
   });
-  const bool changed = !std::holds_alternative<std::monostate>(verdict.reply.value) || verdict.set_registers;
-  if (attended && (verdict.reply.action != Action::Allow || changed))
-    out.emplace_back(Report{.fact = Fact::Decided,
-                            .agent = verdict.decided_by,
-                            .vcpu = vcpu,
-                            .seq = verdict.event_seq,
-                            .event = event.kind(),
-                            .action = verdict.reply.action,
-                            .text = changed ? "with changed values" : ""});
+  const bool changed =
+      verdict.value_by != AgentId{} || verdict.registers_by != AgentId{} || verdict.xsave_by != AgentId{};
+  if (!attended || (verdict.reply.action == Action::Allow && !changed)) return;
+  Report report{.fact = Fact::Decided,
+                .agent = verdict.decided_by,
+                .vcpu = vcpu,
+                .seq = verdict.event_seq,
+                .event = event.kind(),
+                .action = verdict.reply.action,
+                .text = changed ? "with changed values" : ""};
+  report.votes = machine.votes();
+  report.about = &event;
+  if (const auto* value = std::get_if<NewValue>(&verdict.reply.value)) report.new_value = value->value;
+  report.value_by = verdict.value_by;
+  report.registers_by = verdict.registers_by;
+  out.emplace_back(report);
 }
 
 }  // namespace kvmid::core

@@ -122,13 +122,7 @@ void GuestMachine::on_hypervisor_message(Seq seq, const Upward& message, TimePoi
     case Purpose::Wish:
       return wish_confirmed(*open, *reply, now, out);
     case Purpose::Registers:
-      if (reply->error != ErrorCode::None)
-        out.emplace_back(Report{.fact = Fact::UnionRefused,
-                                .agent = open->agent,
-                                .vcpu = open->vcpu,
-                                .command = open->id,
-                                .error = reply->error,
-                                .text = "staged registers were not loaded"});
+      if (reply->error != ErrorCode::None) staged_refused(*open, reply->error, "what was staged was not loaded", out);
       return;
     case Purpose::Agent:
       break;
@@ -138,8 +132,20 @@ void GuestMachine::on_hypervisor_message(Seq seq, const Upward& message, TimePoi
     return broken("answered READ_PHYSICAL with another size than asked");
   if (const auto* regs = std::get_if<GetRegistersReply>(&reply->body); regs && regs->msrs.size() != open->tag)
     return broken("answered GET_REGISTERS with other MSRs than asked");
+  if (const auto* map = std::get_if<GetMemoryMapReply>(&reply->body))
+    for (std::size_t i = 0; i < map->slots.size(); ++i)
+      if (map->slots[i].address_space != open->tag)
+        return broken("answered GET_MEMORY_MAP with a slot of another address space than asked");
   if (!is_present(open->slot, open->agent)) return;  // asked by an agent that is gone
   agents_[open->slot].requests.release(1);
+  if (reply->error != ErrorCode::None && kGuestChanging.has(open->id))
+    out.emplace_back(Report{.fact = Fact::CommandFailed,
+                            .agent = open->agent,
+                            .vcpu = open->vcpu,
+                            .seq = open->agent_seq,
+                            .command = open->id,
+                            .error = reply->error,
+                            .text = "the hypervisor refused it"});
   answer(open->slot, open->agent_seq, *reply, out);
 }
 
@@ -301,6 +307,14 @@ void GuestMachine::on_grant_changed(AgentId id, const Grant& grant, TimePoint no
   if (!lost) return;
   send_revoked(*slot, ErrorCode::NotPermitted, "policy changed: events, commands or page rights were withdrawn", out);
   tell_soon(now, out);
+}
+
+void GuestMachine::on_grant_lost(AgentId id, TimePoint, Effects& out) {
+  const auto slot = find(id);
+  if (!slot) return;
+  constexpr std::string_view kText = "policy changed: no rule lets this agent use this guest any more";
+  send_revoked(*slot, ErrorCode::NotPermitted, kText, out);
+  out.emplace_back(CloseAgent{id, kText});
 }
 
 /// Takes from the tables what policy and hypervisor do not give (any more). True: something was taken.

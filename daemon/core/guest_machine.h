@@ -114,6 +114,12 @@ class GuestMachine {
   /// Policy changed. Rights that are lost are withdrawn and the agent is told.
   void on_grant_changed(AgentId id, const Grant& grant, TimePoint now, Effects& out);
 
+  /// Policy changed, and no rule knows the agent any more: it is told and closed; on_agent_lost() follows as for every
+  /// agent that goes.
+  void on_grant_lost(AgentId id, TimePoint now, Effects& out);
+  /// Limits changed; what is under way keeps its old ones.
+  void set_limits(GuestLimits limits) { limits_ = limits; }
+
   void on_time(TimePoint now, Effects& out);
   [[nodiscard]] std::optional<TimePoint> next_deadline() const;
 
@@ -133,6 +139,10 @@ class GuestMachine {
   [[nodiscard]] EventSet events_for(const Grant& grant) const;
   [[nodiscard]] const GuestCounters& counters() const { return counters_; }
   [[nodiscard]] GuestInfo info() const;
+  /// What agents know the last event of that vCPU by; 0: there was none.
+  [[nodiscard]] Seq event_seq_of(VcpuId vcpu) const {
+    return vcpu.value < vcpus_.size() ? vcpus_[vcpu.value].event_seq() : Seq{};
+  }
 
  private:
   enum class Link : std::uint8_t { Down, AskingVersion, AskingInfo, Up };
@@ -209,7 +219,8 @@ class GuestMachine {
         f(VcpuId{static_cast<std::uint16_t>(index)}, vcpus_[index]);
       }
   }
-  void load_registers(VcpuId vcpu, const Verdict& verdict, TimePoint now, Effects& out);
+  void load_staged(VcpuId vcpu, const Verdict& verdict, TimePoint now, Effects& out);
+  void staged_refused(const OpenCommand& open, ErrorCode error, std::string_view text, Effects& out);
   void settle(VcpuMachine& vcpu, TimePoint now, Effects& out);
   void mark_waiting(VcpuId vcpu, bool waiting);
 
@@ -222,8 +233,11 @@ class GuestMachine {
   void forward_registers(AgentSlot slot, Seq seq, const GetRegisters& command, TimePoint now, Effects& out);
   void forward_read(AgentSlot slot, Seq seq, const ReadPhysical& command, TimePoint now, Effects& out);
   void forward_write(AgentSlot slot, Seq seq, const WritePhysical& command, TimePoint now, Effects& out);
+  void report_granted(AgentSlot slot, Seq seq, const Command& command, Effects& out);
   void answer_page_access(AgentSlot slot, Seq seq, const GetPageAccess& command, Effects& out);
   void stage_registers(AgentSlot slot, Seq seq, const SetRegisters& command, Effects& out);
+  void stage_xsave(AgentSlot slot, Seq seq, const SetXsave& command, Effects& out);
+  [[nodiscard]] std::optional<Refusal> refusal_to_stage(AgentSlot slot, VcpuId vcpu) const;
   [[nodiscard]] std::optional<Refusal> refusal_of(AgentSlot slot, const Command& command) const;
   [[nodiscard]] std::optional<Refusal> refusal_of_events(const Agent& agent, const ControlEvents& command) const;
   [[nodiscard]] std::optional<Refusal> refusal_of_pages(AgentSlot slot, const SetPageAccess& command) const;

@@ -357,6 +357,11 @@ void GuestMachine::finish_wish(TimePoint, Effects& out) {
     reply_text_ = wish_error_text_;
     return refuse(change.slot, change.seq, id, wish_error_, reply_text_, out);
   }
+  report_granted(change.slot, change.seq,
+                 std::holds_alternative<SetPageAccess>(change.command)
+                     ? SetPageAccess{AddressSpace::Normal, std::span<const kvmi_page_access_entry>(change.entries)}
+                     : change.command,
+                 out);
   CommandReply reply{id, {}, {}, {}};
   if (const auto* events = std::get_if<ControlEvents>(&change.command)) {
     EventSet enabled = kEveryEvent;

@@ -15,7 +15,7 @@ enum class Purpose : std::uint8_t {
   Agent,      ///< forwarded: the reply goes back to the agent
   Wish,       ///< part of a change of the union (also a pause): counted by the change under way
   LinkUp,     ///< GET_VERSION and GET_GUEST_INFO of a new link
-  Registers,  ///< staged registers just before an event reply
+  Registers,  ///< what was staged, just before an event reply; the tag is the kind of the event
 };
 
 struct OpenCommand {

@@ -61,8 +61,12 @@ const Grant* find_grant(const Policy& policy, const Peer& peer, std::string_view
   return nullptr;
 }
 
-bool may_connect(const Policy& policy, const Peer& peer) {
-  return std::any_of(policy.rules.begin(), policy.rules.end(), [&](const Rule& rule) { return matches(rule, peer); });
+const Rule* find_rule(const Policy& policy, const Peer& peer) {
+  const auto found =
+      std::find_if(policy.rules.begin(), policy.rules.end(), [&](const Rule& rule) { return matches(rule, peer); });
+  return found == policy.rules.end() ? nullptr : &*found;
 }
+
+bool may_connect(const Policy& policy, const Peer& peer) { return find_rule(policy, peer) != nullptr; }
 
 }  // namespace kvmid::core

@@ -64,6 +64,8 @@ struct Policy {
 /// The grant for this peer on this guest, or null.
 [[nodiscard]] const Grant* find_grant(const Policy& policy, const Peer& peer, std::string_view guest_name,
                                       const Uuid& guest);
+/// The first rule that knows this peer, whatever the guest, or null.
+[[nodiscard]] const Rule* find_rule(const Policy& policy, const Peer& peer);
 /// Some rule knows this peer: it may hold a control connection.
 [[nodiscard]] bool may_connect(const Policy& policy, const Peer& peer);
 

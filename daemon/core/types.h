@@ -23,6 +23,7 @@ inline constexpr unsigned kOpenCommandsMax = 1024;  ///< in the ledger, power of
 inline constexpr unsigned kWishQueueMax = 1024;     ///< changes of wishes that wait for their turn
 inline constexpr unsigned kWishPartsOpenMax = 64;   ///< commands of one change that are unanswered at once
 inline constexpr unsigned kPausesMax = 64;          ///< of one agent on one vCPU
+inline constexpr std::size_t kStagedBytesMax = std::size_t{1} << 20U;  ///< XSAVE areas of one agent, on all vCPUs
 // The ledger keeps room for what must never be refused: the union before staged registers, those before agents'
 // commands.
 inline constexpr unsigned kOpenForRegistersMax = kOpenCommandsMax - kWishPartsOpenMax;
@@ -35,6 +36,13 @@ using AgentSlot = std::uint8_t;
 constexpr Action mildest(ActionSet actions) {
   return static_cast<Action>(std::countr_zero(static_cast<unsigned>(actions.bits)));
 }
+
+/// What one agent said to an event.
+struct Vote {
+  AgentId agent;
+  Action action{};
+  bool by_default = false;  ///< it said nothing that counts: what its grant says in its place
+};
 
 /// A set of agents of one guest.
 class AgentSet {

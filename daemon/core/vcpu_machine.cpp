@@ -2,6 +2,7 @@
 #include "daemon/core/vcpu_machine.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace kvmid::core {
 
@@ -16,10 +17,12 @@ void VcpuMachine::begin(const Event& event, Seq hypervisor_seq, Seq event_seq, T
   asked_ = {};
   seen_ = {};
   staged_.clear();
+  said_.clear();
   merged_ = EventReply{};
   merged_.vcpu = event.vcpu;
   merged_.event = event.kind();
-  action_from_ = value_from_ = regs_from_ = Source{};
+  action_from_ = value_from_ = regs_from_ = xsave_from_ = Source{};
+  xsave_ = {};  // not kept for later: one event in a million has an area
   votes_ = defaults_ = 0;
 }
 
@@ -33,13 +36,27 @@ void VcpuMachine::owe(AgentSlot slot, TimePoint deadline) {
   ++owed_[slot];
 }
 
-void VcpuMachine::stage_registers(AgentSlot slot, const kvmi_x86_regs& regs) {
+VcpuMachine::Staged& VcpuMachine::staged_of(AgentSlot slot) {
   const auto found = std::find_if(staged_.begin(), staged_.end(), [&](const Staged& s) { return s.slot == slot; });
-  if (found != staged_.end()) {
-    found->regs = regs;
-  } else {
-    staged_.push_back(Staged{slot, regs});
-  }
+  return found != staged_.end() ? *found : staged_.emplace_back(Staged{slot, {}, {}});
+}
+
+void VcpuMachine::stage_registers(AgentSlot slot, const kvmi_x86_regs& regs) { staged_of(slot).regs = regs; }
+
+void VcpuMachine::stage_xsave(AgentSlot slot, Bytes area) {
+  staged_of(slot).xsave.emplace(area.begin(), area.end());
+}
+
+std::size_t VcpuMachine::staged_bytes(AgentSlot slot) const {
+  std::size_t bytes = 0;
+  for (const Staged& staged : staged_)
+    if (staged.slot == slot && staged.xsave) bytes += staged.xsave->size();
+  return bytes;
+}
+
+/// Agents that come and go during one long pause cannot make the list grow without end.
+void VcpuMachine::note(AgentId agent, Action action, bool by_default) {
+  if (said_.size() < kAgentsPerGuestMax) said_.push_back(Vote{agent, action, by_default});
 }
 
 // The strictest action wins; of equal ones it is the voter of the highest priority who decided.
@@ -68,6 +85,22 @@ void VcpuMachine::merge_cookie(const EventReply& reply) {
   }
 }
 
+// What the voter staged counts from its vote on, unless somebody of a higher priority staged the same.
+void VcpuMachine::merge_staged(const Voter& voter) {
+  const auto staged =
+      std::find_if(staged_.begin(), staged_.end(), [&](const Staged& s) { return s.slot == voter.slot; });
+  if (staged == staged_.end()) return;
+  if (staged->regs && regs_from_.loses_to(voter)) {
+    regs_ = *staged->regs;
+    regs_from_.take(voter);
+  }
+  if (staged->xsave && xsave_from_.loses_to(voter)) {
+    xsave_ = std::move(*staged->xsave);
+    xsave_from_.take(voter);
+  }
+  staged_.erase(staged);
+}
+
 // Waiting --vote--> Waiting: one reply less is owed.
 void VcpuMachine::vote(const Voter& voter, const EventReply& reply) {
   if (!pending_.has(voter.slot)) return;
@@ -79,18 +112,11 @@ void VcpuMachine::vote(const Voter& voter, const EventReply& reply) {
     merged_.value = reply.value;
     value_from_.take(voter);
   }
-  const auto staged =
-      std::find_if(staged_.begin(), staged_.end(), [&](const Staged& s) { return s.slot == voter.slot; });
-  if (staged != staged_.end()) {
-    if (regs_from_.loses_to(voter)) {
-      regs_ = staged->regs;
-      regs_from_.take(voter);
-    }
-    staged_.erase(staged);
-  }
+  merge_staged(voter);
   if (--owed_[voter.slot] == 0) {
     pending_.remove(voter.slot);
     ++votes_;
+    note(voter.id, reply.action, false);
   }
 }
 
@@ -111,6 +137,7 @@ Action VcpuMachine::default_vote(const Voter& voter) {
   owed_[voter.slot] = 0;
   pending_.remove(voter.slot);
   ++defaults_;
+  note(voter.id, action, true);
   return action;
 }
 
@@ -160,8 +187,14 @@ Verdict VcpuMachine::finish() {
   verdict.votes = votes_;
   verdict.defaults = defaults_;
   verdict.seen = seen_;
+  if (!std::holds_alternative<std::monostate>(verdict.reply.value)) verdict.value_by = value_from_.id;
+  if (regs_from_.given) verdict.registers_by = regs_from_.id;
   verdict.set_registers = regs_from_.given;
   if (regs_from_.given) verdict.regs = regs_;
+  if (xsave_from_.given) {
+    verdict.xsave_by = xsave_from_.id;
+    verdict.xsave = xsave_;
+  }
   waiting_ = false;
   return verdict;
 }

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "daemon/core/types.h"
@@ -27,8 +28,12 @@ struct Verdict {
   unsigned votes = 0;          ///< agents whose own reply counted
   unsigned defaults = 0;       ///< agents whose default was taken instead
   AgentSet seen;               ///< agents that were told of the event
+  AgentId value_by;            ///< whose value the reply carries; 0: it carries none
+  AgentId registers_by;        ///< whose registers are loaded; 0: none are
   bool set_registers = false;  ///< `regs` are to be loaded just before the reply
   kvmi_x86_regs regs{};
+  AgentId xsave_by;  ///< whose `xsave` is loaded; 0: none is
+  Bytes xsave;       ///< lives until the next begin()
 };
 
 /// One vCPU: Running -> Waiting -> Running. Merges the replies of several deciders into one.
@@ -63,8 +68,15 @@ class VcpuMachine {
   /// The agent owed a reply to this event, now or before.
   [[nodiscard]] bool was_owed(AgentSlot slot) const { return asked_.has(slot); }
 
+  /// Who said what to the event, in the order it came. Valid from begin() to the next begin().
+  [[nodiscard]] std::span<const Vote> votes() const { return said_; }
+
   /// SET_REGISTERS of an agent that owes a reply: kept until its vote, replaced by a later one.
   void stage_registers(AgentSlot slot, const kvmi_x86_regs& regs);
+  /// SET_XSAVE, likewise; the area is copied.
+  void stage_xsave(AgentSlot slot, Bytes area);
+  /// Bytes of XSAVE areas that are kept for the agent.
+  [[nodiscard]] std::size_t staged_bytes(AgentSlot slot) const;
   /// One owed reply. With several owed (counted pauses) the action counts and the others stay owed.
   void vote(const Voter& voter, const EventReply& reply);
   /// The agent's default in place of all that it still owes; what it staged is dropped. Returns the action taken.
@@ -88,7 +100,8 @@ class VcpuMachine {
  private:
   struct Staged {
     AgentSlot slot = 0;
-    kvmi_x86_regs regs{};
+    std::optional<kvmi_x86_regs> regs;
+    std::optional<std::vector<std::byte>> xsave;
   };
   /// Who gave a value, so that a later voter can be measured against it.
   struct Source {
@@ -100,8 +113,11 @@ class VcpuMachine {
     }
     void take(const Voter& voter) { *this = Source{true, voter.priority, voter.id}; }
   };
+  void note(AgentId agent, Action action, bool by_default);
   void merge_action(const Voter& voter, Action action);
   void merge_cookie(const EventReply& reply);
+  void merge_staged(const Voter& voter);
+  [[nodiscard]] Staged& staged_of(AgentSlot slot);
   [[nodiscard]] Action allowed_default(const Voter& voter) const;
 
   bool waiting_ = false;
@@ -121,6 +137,9 @@ class VcpuMachine {
   Source value_from_;
   Source regs_from_;
   kvmi_x86_regs regs_{};
+  Source xsave_from_;
+  std::vector<std::byte> xsave_;
+  std::vector<Vote> said_;
   unsigned votes_ = 0;
   unsigned defaults_ = 0;
 };

@@ -26,12 +26,14 @@ bool names_kvmi2(Bytes handshake) {
 
 }  // namespace
 
-Broker::Broker(boost::asio::io_context& front, Settings settings, Log& log)
+Broker::Broker(boost::asio::io_context& front, Settings settings, Log& log, Witnesses witnesses)
     : front_(front),
       settings_(std::move(settings)),
+      policy_(std::make_shared<const core::Policy>(settings_.policy)),
       log_(log),
       registry_(settings_.shards, settings_.limits.guests_max),
-      services_{registry_, counters_, log_, core::GuestLimits{.command_timeout = settings_.limits.command_timeout}},
+      services_{registry_, counters_, log_, core::GuestLimits{.command_timeout = settings_.limits.command_timeout},
+                witnesses},
       stop_timer_(front) {
   for (unsigned i = 0; i < settings_.shards; ++i) shards_.push_back(std::make_unique<Shard>(i, services_));
   registry_.set_listener([this](const GuestChange& change) {
@@ -143,6 +145,15 @@ void Broker::refuse(Greeted& greeted, bool kvmi2, ErrorCode error, const std::st
   if (may_log_refusal())
     log_.warn("hypervisor refused {} guest={} error={} reason={}", to_string(greeted.peer), field(guest),
               name_of(error), field(text));
+  if (services_.witnesses.audited()) {
+    AuditRecord record;
+    record.kind = AuditKind::HypervisorRefused;
+    record.peer = greeted.peer;
+    record.guest_name = guest;
+    record.error = error;
+    record.reason = text;
+    services_.witnesses.audit->record(std::move(record));
+  }
   if (kvmi2) answer_hypervisor(greeted.fd.get(), true, error, text);
 }
 
@@ -174,7 +185,23 @@ void Broker::refuse(AgentArrival& arrival, ErrorCode error, const std::string& t
   if (may_log_refusal())
     log_.warn("agent refused name={} {} error={} reason={}", field(arrival.hello.name), to_string(arrival.peer),
               name_of(error), field(text));
+  audit_agent_refused(arrival, error, text);
   refuse_agent(arrival.fd.get(), error, text);
+}
+
+void Broker::audit_agent_refused(const AgentArrival& arrival, ErrorCode error, const std::string& text) {
+  if (!services_.witnesses.audited()) return;
+  AuditRecord record;
+  record.kind = AuditKind::AgentRefused;
+  record.agent_name = arrival.hello.name;
+  record.peer = arrival.peer;
+  if (!arrival.hello.uuid.is_zero()) {
+    record.guest = arrival.hello.uuid;
+    record.guest_name = registry_.find(arrival.hello.uuid).name;
+  }
+  record.error = error;
+  record.reason = text;
+  services_.witnesses.audit->record(std::move(record));
 }
 
 void Broker::agent_greeted(Greeted greeted) {
@@ -211,12 +238,7 @@ void Broker::attach(AgentArrival arrival) {
 }
 
 void Broker::open_control(AgentArrival arrival) {
-  const core::Rule* rule = nullptr;
-  for (const auto& candidate : settings_.policy.rules) {
-    if (!core::matches(candidate, arrival.peer)) continue;
-    rule = &candidate;
-    break;
-  }
+  const core::Rule* rule = core::find_rule(settings_.policy, arrival.peer);
   if (rule == nullptr)
     return refuse(arrival, ErrorCode::NotPermitted, "no policy rule knows " + to_string(arrival.peer));
   auto place = registry_.attachment(arrival.peer, rule->grant.quota.attachments_max);
@@ -225,13 +247,54 @@ void Broker::open_control(AgentArrival arrival) {
   arrival.grant = rule->grant;
   arrival.id = registry_.next_agent_id();
   auto session = std::make_unique<ControlSession>(
-      front_, std::move(arrival), settings_.policy, services_, [this](ControlSession& gone) {
+      front_, std::move(arrival), policy_, services_, [this](ControlSession& gone) {
         boost::asio::post(front_, [this, key = &gone] { control_count_ -= controls_.erase(key); });
       });
   ControlSession* key = session.get();
   controls_.emplace(key, std::move(session));
   ++control_count_;
   key->start();
+}
+
+// ---- a new configuration ----
+
+void Broker::reload(Settings settings, std::function<void(PolicyEffect)> done) {
+  // Newcomers that were let in by the old policy were handed to their shards before this, so the shards see them.
+  boost::asio::post(front_, [this, next = std::move(settings), then = std::move(done)]() mutable {
+    apply(std::move(next), std::move(then));
+  });
+}
+
+void Broker::apply(Settings settings, std::function<void(PolicyEffect)> done) {
+  settings_.limits = settings.limits;
+  settings_.hypervisor_peers = std::move(settings.hypervisor_peers);
+  settings_.policy = std::move(settings.policy);
+  policy_ = std::make_shared<const core::Policy>(settings_.policy);
+  services_.limits = core::GuestLimits{.command_timeout = settings_.limits.command_timeout};
+  registry_.set_guests_max(settings_.limits.guests_max);
+
+  struct Sum {
+    std::atomic<std::size_t> left;
+    std::atomic<std::uint32_t> agents{0};
+    std::atomic<std::uint32_t> closed{0};
+  };
+  const auto sum = std::make_shared<Sum>();
+  sum->left = shards_.size();
+  for (const auto& [key, control] : controls_) {  // those that are closed leave the list by posted work
+    sum->agents.fetch_add(1, std::memory_order_relaxed);
+    if (control->apply(policy_)) continue;
+    sum->closed.fetch_add(1, std::memory_order_relaxed);
+    add_one(counters_.agents_revoked);
+  }
+  for (const auto& shard : shards_) {
+    shard->post([this, shard = shard.get(), sum, policy = policy_, limits = services_.limits, done] {
+      const PolicyEffect effect = shard->apply(*policy, limits);
+      sum->agents.fetch_add(effect.agents, std::memory_order_relaxed);
+      sum->closed.fetch_add(effect.closed, std::memory_order_relaxed);
+      if (sum->left.fetch_sub(1, std::memory_order_acq_rel) != 1) return;  // the last one sees what the others added
+      boost::asio::post(front_, [sum, done] { done({sum->agents, sum->closed}); });
+    });
+  }
 }
 
 // ---- the end ----
@@ -300,6 +363,7 @@ StatusSnapshot Broker::status(std::chrono::milliseconds timeout) {
   count("slow_readers", counters_.slow_readers);
   count("malformed_closed", counters_.malformed_closed);
   count("accept_paused", counters_.accept_paused);
+  count("agents_revoked", counters_.agents_revoked);
   return status;
 }
 

@@ -31,13 +31,13 @@ namespace kvmid::io {
 /// Shapes:   open(), then run `front` (on one thread) until stop() has done its work and run() returns.
 /// Errors:   open() says which socket could not be opened; a newcomer's fault is a refusal and a log line.
 /// Threads:  `front` runs on one thread; stop() there too. snapshots may be asked for on any other thread but a shard's.
-/// Lifetime: `front` and `log` outlive it; destroy it after `front` has stopped running.
+/// Lifetime: `front`, `log` and the witnesses outlive it; destroy it after `front` has stopped running.
 class Broker {
  public:
   /// How long stop() waits for hypervisors to confirm that everything was withdrawn.
   static constexpr std::chrono::seconds kStopTimeout{2};
 
-  Broker(boost::asio::io_context& front, Settings settings, Log& log);
+  Broker(boost::asio::io_context& front, Settings settings, Log& log, Witnesses witnesses = {});
   ~Broker();
   Broker(const Broker&) = delete;
   Broker& operator=(const Broker&) = delete;
@@ -47,6 +47,11 @@ class Broker {
   /// No newcomers; everything is withdrawn from every guest, or kStopTimeout passes; then `done` is called, once, on
   /// `front`, which the broker does not keep running any more.
   void stop(std::function<void()> done);
+
+  /// New limits, hypervisors' peers and policy; listeners and shards stay what they are. Whoever is connected is held to
+  /// them at once, but for hypervisors: guests keep running. `done` is called on `front` when every shard has done it.
+  /// Call from any thread.
+  void reload(Settings settings, std::function<void(PolicyEffect)> done);
 
   /// Calls `answered` on `front` once every shard has taken a turn; never, where one hangs. Not after stop().
   void ask_shards(std::function<void()> answered);
@@ -69,11 +74,14 @@ class Broker {
   void open_control(AgentArrival arrival);
   void refuse(Greeted& greeted, bool kvmi2, ErrorCode error, const std::string& text, std::string_view guest);
   void refuse(AgentArrival& arrival, ErrorCode error, const std::string& text);
+  void apply(Settings settings, std::function<void(PolicyEffect)> done);
+  void audit_agent_refused(const AgentArrival& arrival, ErrorCode error, const std::string& text);
   void shards_ended();
   [[nodiscard]] bool may_log_refusal();
 
   boost::asio::io_context& front_;
-  const Settings settings_;
+  Settings settings_;  ///< the front's thread only
+  std::shared_ptr<const core::Policy> policy_;
   Log& log_;
   IoCounters counters_;
   std::shared_ptr<std::atomic<std::uint32_t>> connections_ = std::make_shared<std::atomic<std::uint32_t>>(0);

@@ -53,6 +53,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
   [[nodiscard]] Outbox& outbox() { return outbox_; }
   [[nodiscard]] std::uint64_t queued_bytes() const { return account_.held(); }
+  /// A new quota; what is queued stays.
+  void set_queue_bytes_max(std::uint64_t bytes) { account_.set_limit(bytes); }
   /// Writes what the socket takes; the rest follows when it is writable. False: the peer is gone.
   [[nodiscard]] bool flush();
 

@@ -34,9 +34,9 @@ kvmi_guest_entry entry_of(const Uuid& uuid, std::string_view name, std::uint32_t
 
 }  // namespace
 
-ControlSession::ControlSession(boost::asio::io_context& context, AgentArrival arrival, const core::Policy& policy,
-                               const Services& services, Gone gone)
-    : policy_(policy),
+ControlSession::ControlSession(boost::asio::io_context& context, AgentArrival arrival,
+                               std::shared_ptr<const core::Policy> policy, const Services& services, Gone gone)
+    : policy_(std::move(policy)),
       services_(services),
       arrival_(std::move(arrival)),
       gone_(std::move(gone)),
@@ -53,11 +53,57 @@ void ControlSession::start() {
   connection_->start(*this);
   services_.log.info("control connection agent={} name={} {}", arrival_.id.value, field(arrival_.hello.name),
                      to_string(arrival_.peer));
+  audit(AuditKind::AgentAttached, {});
   on_turn_end();
 }
 
+bool ControlSession::apply(std::shared_ptr<const core::Policy> policy) {
+  if (lost_) return true;
+  const core::Rule* rule = core::find_rule(*policy, arrival_.peer);
+  if (rule == nullptr) {
+    constexpr std::string_view kText = "policy changed: no rule knows this agent any more";
+    dialect_.encode(Notice{.kind = NoticeKind::Revoked, .error = ErrorCode::NotPermitted, .text = kText},
+                    connection_->outbox().compose());
+    queued();
+    lose(kText, true);
+    on_turn_end();
+    return false;
+  }
+  const std::shared_ptr<const core::Policy> before = std::exchange(policy_, std::move(policy));
+  arrival_.grant = rule->grant;
+  connection_->set_queue_bytes_max(rule->grant.quota.queue_bytes_max);
+  for (const auto& guest : services_.registry.list()) {
+    if (lost_) break;
+    const bool saw = core::find_grant(*before, arrival_.peer, guest.name, guest.uuid) != nullptr;
+    const bool sees = visible(guest.uuid, guest.name);
+    if (saw == sees || !guest.online) continue;
+    auto& out = connection_->outbox().compose();
+    if (sees) {
+      dialect_.encode(GuestOn{entry_of(guest.uuid, guest.name, guest.vcpu_count, true)}, out);
+    } else {
+      dialect_.encode(GuestOff{guest.uuid, OffReason::LinkLost, "policy changed: this guest is not shown any more"}, out);
+    }
+    queued();
+  }
+  on_turn_end();
+  return true;
+}
+
+void ControlSession::audit(AuditKind kind, std::string_view reason) {
+  if (!services_.witnesses.audited()) return;
+  AuditRecord record;
+  record.kind = kind;
+  record.agent = arrival_.id;
+  record.agent_name = arrival_.hello.name;
+  record.peer = arrival_.peer;
+  record.rule = arrival_.grant.rule;
+  record.role = "control";
+  record.reason = reason;
+  services_.witnesses.audit->record(std::move(record));
+}
+
 bool ControlSession::visible(const Uuid& uuid, std::string_view name) const {
-  return core::find_grant(policy_, arrival_.peer, name, uuid) != nullptr;
+  return core::find_grant(*policy_, arrival_.peer, name, uuid) != nullptr;
 }
 
 void ControlSession::tell(const GuestChange& change) {
@@ -174,6 +220,7 @@ void ControlSession::lose(std::string_view reason, bool flush_first) {
   connection_->stop_reading();
   services_.log.info("control connection gone agent={} name={} reason={}", arrival_.id.value,
                      field(arrival_.hello.name), field(reason));
+  audit(AuditKind::AgentDetached, reason);
 }
 
 AgentSnapshot ControlSession::snapshot() const {

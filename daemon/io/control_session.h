@@ -17,19 +17,22 @@ namespace kvmid::io {
 ///
 /// Purpose:  serves GET_VERSION and GET_GUESTS, sends GUEST_ON and GUEST_OFF; anything else is answered KVMI_ENOSYS.
 /// Threads:  the thread of `context`, never a shard.
-/// Lifetime: `policy` and `services` outlive it. `gone` is called once, at the end of a turn; it may destroy the session.
+/// Lifetime: `services` outlive it. `gone` is called once, at the end of a turn; it may destroy the session.
 class ControlSession final : private Connection::Owner {
  public:
   using Gone = std::function<void(ControlSession&)>;
 
-  ControlSession(boost::asio::io_context& context, AgentArrival arrival, const core::Policy& policy,
-                 const Services& services, Gone gone);
+  ControlSession(boost::asio::io_context& context, AgentArrival arrival,
+                 std::shared_ptr<const core::Policy> policy, const Services& services, Gone gone);
   ~ControlSession();
 
   /// Sends the welcome and begins.
   void start();
   /// A guest came or went; told if policy lets this peer see it.
   void tell(const GuestChange& change);
+  /// A new policy: told of guests that it may see now and of those it may not see any more. False: no rule knows it any
+  /// more, and it is being closed.
+  bool apply(std::shared_ptr<const core::Policy> policy);
   [[nodiscard]] AgentSnapshot snapshot() const;
 
  private:
@@ -44,9 +47,10 @@ class ControlSession final : private Connection::Owner {
   void queued();
   void refuse_frame(ErrorCode error, std::string_view text);
   void lose(std::string_view reason, bool flush_first);
+  void audit(AuditKind kind, std::string_view reason);
   [[nodiscard]] bool visible(const Uuid& uuid, std::string_view name) const;
 
-  const core::Policy& policy_;
+  std::shared_ptr<const core::Policy> policy_;
   const Services& services_;
   AgentArrival arrival_;
   Gone gone_;

@@ -19,6 +19,7 @@ struct IoCounters {
   Count slow_readers{0};         ///< closed because they did not read what was sent
   Count malformed_closed{0};     ///< agents closed for too many malformed messages in a row
   Count accept_paused{0};        ///< no descriptor was left to accept with
+  Count agents_revoked{0};       ///< closed because a new policy knows them no more
 };
 inline void add_one(IoCounters::Count& count) { count.fetch_add(1, std::memory_order_relaxed); }
 

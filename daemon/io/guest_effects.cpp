@@ -14,7 +14,10 @@ void GuestSession::perform() {
   for (const core::Effect& effect : effects_) {
     std::visit(Overloaded{
                    [&](const core::SendCommand& e) { send_to_hypervisor(e); },
-                   [&](const core::SendEventReply& e) { send_to_hypervisor(e); },
+                   [&](const core::SendEventReply& e) {
+                     send_to_hypervisor(e);
+                     if (services_.witnesses.tapped()) tap_outcome(e);
+                   },
                    [&](const core::SendEvent& e) { send_event(e); },
                    [&](const core::SendReply& e) {
                      if (auto* agent = writable(e.agent)) {
@@ -24,6 +27,8 @@ void GuestSession::perform() {
                    },
                    [&](const core::SendNotice& e) {
                      if (auto* agent = writable(e.agent)) {
+                       if (e.notice.kind == NoticeKind::Revoked)
+                         audit_agent(AuditKind::AgentRevoked, *agent, e.notice.text);
                        agent->dialect.encode(e.notice, agent->connection->outbox().compose());
                        queued(*agent);
                      }
@@ -41,6 +46,7 @@ void GuestSession::perform() {
                    [&](const core::CloseHypervisor& e) { lose_hypervisor(e.reason, e.text, true); },
                    [&](const core::GuestReady&) {
                      services_.registry.set_ready(uuid(), machine_.facts().vcpu_count);
+                     tap_guest(true, {});
                    },
                    [&](const core::Report& e) { report(e); },
                },
@@ -129,7 +135,58 @@ void GuestSession::refuse_for_backlog(AgentLink& agent, Seq seq, const Command& 
   queued(agent);
 }
 
+namespace {
+
+using core::Fact;
+
+/// Fields behind the words of a log line.
+struct Line {
+  std::string text;
+  void add(std::string_view key, std::string_view value) {
+    text += ' ';
+    text += key;
+    text += '=';
+    text += value;
+  }
+  void add(std::string_view key, std::uint64_t value) { add(key, std::to_string(value)); }
+};
+
+bool tells_of_event(Fact fact) {
+  return fact == Fact::ReplyRefused || fact == Fact::Expired || fact == Fact::Decided;
+}
+bool tells_of_command(Fact fact) {
+  return fact == Fact::CommandRefused || fact == Fact::CommandTimedOut || fact == Fact::UnionRefused ||
+         fact == Fact::CommandGranted || fact == Fact::CommandFailed;
+}
+
+/// Just the fields that this fact has: a number that means nothing would be taken for one that does.
+std::string fields_of(const core::Report& e, std::string_view guest) {
+  Line line;
+  if (e.agent != AgentId{}) line.add("agent", e.agent.value);
+  line.add("guest", field(guest));
+  const bool of_vcpu = e.fact == Fact::CommandTimedOut || e.fact == Fact::UnionRefused;
+  if (tells_of_event(e.fact) || of_vcpu) line.add("vcpu", e.vcpu == kAllVcpus ? "all" : std::to_string(e.vcpu.value));
+  if (e.seq != Seq{}) line.add("seq", e.seq.value);
+  if (tells_of_event(e.fact)) line.add("event", name_of(e.event));
+  if (e.fact == Fact::Expired || e.fact == Fact::Decided) line.add("action", name_of(e.action));
+  if (tells_of_command(e.fact) && e.command != CommandId{}) line.add("command", name_of(e.command));
+  if (e.fact == Fact::CommandGranted && e.amount != 0) {
+    line.add("gpa", e.gpa.value);
+    line.add(e.command == CommandId::SetPageAccess ? "pages" : "bytes", e.amount);
+  }
+  if (e.error != ErrorCode::None) line.add("error", name_of(e.error));
+  if (!e.text.empty()) line.add("reason", field(e.text));
+  return line.text;
+}
+
+}  // namespace
+
 void GuestSession::report(const core::Report& e) {
+  if (services_.witnesses.audited()) audit_fact(e);
+  log_fact(e);
+}
+
+void GuestSession::log_fact(const core::Report& e) {
   auto& log = services_.log;
   const auto agent_line = [&](spdlog::level::level_enum level, std::string_view what) {
     if (!log.should_log(level)) return;
@@ -139,29 +196,29 @@ void GuestSession::report(const core::Report& e) {
       suppressed = link->log_budget.suppressed();
     }
     if (suppressed != 0) log.warn("log lines left out agent={} lines={}", e.agent.value, suppressed);
-    log.log(level, "{} agent={} guest={} vcpu={} seq={} event={} action={} command={} error={} reason={}", what,
-            e.agent.value, field(machine_.name()), e.vcpu.value, e.seq.value, name_of(e.event), name_of(e.action),
-            name_of(e.command), name_of(e.error), field(e.text));
+    log.log(level, "{}{}", what, fields_of(e, machine_.name()));
   };
   switch (e.fact) {
-    case core::Fact::ProtocolError:
+    case Fact::ProtocolError:
       log.warn("hypervisor broke the protocol guest={} vcpu={} seq={} reason={}", field(machine_.name()), e.vcpu.value,
                e.seq.value, field(e.text));
       return;
-    case core::Fact::Linked:
+    case Fact::Linked:
       log.info("guest online guest={} uuid={} vcpus={}", field(machine_.name()), to_string(uuid()),
                machine_.facts().vcpu_count);
       return;
-    case core::Fact::LinkLost:
+    case Fact::LinkLost:
       log.debug("guest away guest={} uuid={}", field(machine_.name()), to_string(uuid()));
       return;
-    case core::Fact::CommandRefused: return agent_line(spdlog::level::debug, "command refused");
-    case core::Fact::CommandTimedOut: return agent_line(spdlog::level::warn, "command timed out");
-    case core::Fact::ReplyRefused: return agent_line(spdlog::level::info, "reply refused");
-    case core::Fact::Expired: return agent_line(spdlog::level::info, "deadline missed");
-    case core::Fact::Demoted: return agent_line(spdlog::level::warn, "agent demoted to observer");
-    case core::Fact::Decided: return agent_line(spdlog::level::debug, "event decided");
-    case core::Fact::UnionRefused: return agent_line(spdlog::level::warn, "wish not taken back by the hypervisor");
+    case Fact::CommandRefused: return agent_line(spdlog::level::debug, "command refused");
+    case Fact::CommandTimedOut: return agent_line(spdlog::level::warn, "command timed out");
+    case Fact::CommandGranted: return agent_line(spdlog::level::debug, "command granted");
+    case Fact::CommandFailed: return agent_line(spdlog::level::debug, "command failed");
+    case Fact::ReplyRefused: return agent_line(spdlog::level::info, "reply refused");
+    case Fact::Expired: return agent_line(spdlog::level::info, "deadline missed");
+    case Fact::Demoted: return agent_line(spdlog::level::warn, "agent demoted to observer");
+    case Fact::Decided: return agent_line(spdlog::level::debug, "event decided");
+    case Fact::UnionRefused: return agent_line(spdlog::level::warn, "wish not taken back by the hypervisor");
   }
 }
 

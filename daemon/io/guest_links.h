@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #pragma once
 
-/// The two kinds of connections of a GuestSession. Included by its two source files only.
+/// The two kinds of connections of a GuestSession. Included by its source files only.
 
 #include <string>
 #include <string_view>
@@ -59,7 +59,9 @@ class GuestSession::AgentLink final : public Connection::Owner {
         name(std::move(arrival.hello.name)),
         peer(std::move(arrival.peer)),
         ticket(std::move(arrival.connection)),
-        attachment(std::move(arrival.attachment)) {}
+        attachment(std::move(arrival.attachment)),
+        rule(arrival.grant.rule),
+        role(arrival.grant.role) {}
 
   void on_frame(const Frame& frame) override;
   void on_frame_refused(const FrameError& error) override;
@@ -79,6 +81,8 @@ class GuestSession::AgentLink final : public Connection::Owner {
   core::Peer peer;
   Ticket ticket;
   Ticket attachment;
+  std::string rule;
+  Role role{};
   unsigned malformed_in_a_row = 0;
   LogBudget log_budget;
   bool dirty = false;

@@ -18,6 +18,10 @@ namespace kvmid::io {
 
 using Clock = std::chrono::steady_clock;
 
+namespace {
+constexpr std::string_view kStopping = "kvmid is stopping";
+}
+
 GuestSession::GuestSession(Shard& shard, unsigned shard_number, const HypervisorHello& hello, const Services& services)
     : shard_(shard), shard_number_(shard_number), services_(services), machine_(hello, services.limits) {}
 
@@ -38,6 +42,7 @@ void GuestSession::link(HypervisorArrival arrival) {
   last_hypervisor_ = hypervisor_->peer;
   services_.log.info("hypervisor connected guest={} uuid={} dialect={} {} shard={}", field(hello.name),
                      to_string(hello.uuid), hypervisor_->dialect.name(), to_string(hypervisor_->peer), shard_number_);
+  audit_hypervisor(AuditKind::HypervisorAttached, {});
   connection->start(*hypervisor_);
   machine_.on_hypervisor_connected(hello, Clock::now(), effects_);
   perform();
@@ -49,6 +54,9 @@ void GuestSession::HypervisorLink::on_frame(const Frame& frame) {
   const auto now = Clock::now();
   if (message) {
     session_.machine_.on_hypervisor_message(frame.seq, *message, now, session_.effects_);
+    if (session_.services_.witnesses.tapped()) {
+      if (const auto* event = std::get_if<Event>(&*message)) session_.tap_event(*event);
+    }
   } else {
     session_.services_.log.warn("hypervisor sent a malformed message guest={} reason={}",
                                 field(session_.machine_.name()), field(describe(message.error())));
@@ -90,6 +98,7 @@ void GuestSession::attach(AgentArrival arrival) {
     services_.log.info("agent refused agent={} name={} guest={} {} error={} reason={}", arrival.id.value,
                        field(arrival.hello.name), field(machine_.name()), to_string(arrival.peer),
                        name_of(attached.error().error), field(attached.error().text));
+    audit_refusal(arrival, attached.error());
     refuse_agent(arrival.fd.get(), attached.error().error, attached.error().text);
     return;
   }
@@ -100,6 +109,7 @@ void GuestSession::attach(AgentArrival arrival) {
                      field(arrival.hello.name), field(machine_.name()), to_string(arrival.peer),
                      name_of(arrival.grant.role), field(arrival.grant.rule));
   AgentLink& agent = *agents_.emplace_back(std::make_unique<AgentLink>(*this, connection, arrival));
+  audit_agent(AuditKind::AgentAttached, agent, {});
   encode(welcome, connection->outbox().compose());
   queued(agent);
   connection->start(agent);
@@ -150,6 +160,29 @@ void GuestSession::AgentLink::refuse_frame(ErrorCode error, std::string_view tex
 void GuestSession::AgentLink::on_lost(std::string_view why) {
   session_.lose(*this, why, false);
   session_.finish_step();  // destroys *this
+}
+
+PolicyEffect GuestSession::apply(const core::Policy& policy, const core::GuestLimits& limits) {
+  PolicyEffect effect;
+  machine_.set_limits(limits);
+  for (const auto& agent : agents_) {  // who is lost stays in the list until the end of the step
+    if (agent->lost) continue;
+    ++effect.agents;
+    const auto now = Clock::now();
+    if (const core::Grant* grant = core::find_grant(policy, agent->peer, machine_.name(), uuid())) {
+      agent->rule = grant->rule;
+      agent->role = grant->role;
+      agent->connection->set_queue_bytes_max(grant->quota.queue_bytes_max);
+      machine_.on_grant_changed(agent->id, *grant, now, effects_);
+    } else {
+      ++effect.closed;
+      add_one(services_.counters.agents_revoked);
+      machine_.on_grant_lost(agent->id, now, effects_);
+    }
+    perform();
+  }
+  finish_step();
+  return effect;
 }
 
 // ---- steps ----
@@ -215,17 +248,23 @@ void GuestSession::drop_lost_hypervisor() {
   gone->flush_first ? gone->connection->finish() : gone->connection->close();
   machine_.on_hypervisor_lost(gone->reason, Clock::now(), effects_);
   perform();
+  tap_guest(false, gone->reason);
   services_.registry.set_away(uuid(), gone->reason, gone->text);
 }
 
 void GuestSession::close_everything() {
   if (hypervisor_) {
+    audit_hypervisor(AuditKind::HypervisorLost, kStopping);
     hypervisor_->connection->finish();
     hypervisor_.reset();
   }
-  for (const auto& agent : agents_) agent->connection->finish();
+  for (const auto& agent : agents_) {
+    audit_agent(AuditKind::AgentDetached, *agent, kStopping);
+    agent->connection->finish();
+  }
   agents_.clear();
-  services_.registry.set_away(uuid(), OffReason::DaemonStopping, "kvmid is stopping");
+  tap_guest(false, OffReason::DaemonStopping);
+  services_.registry.set_away(uuid(), OffReason::DaemonStopping, kStopping);
 }
 
 void GuestSession::lose(AgentLink& agent, std::string_view reason, bool flush_first) {
@@ -235,6 +274,7 @@ void GuestSession::lose(AgentLink& agent, std::string_view reason, bool flush_fi
   agent.connection->stop_reading();
   services_.log.info("agent gone agent={} name={} guest={} reason={}", agent.id.value, field(agent.name),
                      field(machine_.name()), field(reason));
+  audit_agent(AuditKind::AgentDetached, agent, reason);
 }
 
 void GuestSession::lose_hypervisor(OffReason reason, std::string_view text, bool flush_first) {
@@ -246,6 +286,7 @@ void GuestSession::lose_hypervisor(OffReason reason, std::string_view text, bool
   hypervisor_->connection->stop_reading();
   services_.log.info("hypervisor gone guest={} uuid={} cause={} reason={}", field(machine_.name()), to_string(uuid()),
                      name_of(reason), field(text));
+  audit_hypervisor(AuditKind::HypervisorLost, text);
 }
 
 // ---- for people ----

@@ -36,6 +36,8 @@ class GuestSession : public std::enable_shared_from_this<GuestSession> {
   /// Sends the welcome, or the refusal.
   void attach(AgentArrival arrival);
   void on_time(core::TimePoint now);
+  /// Every agent's grant is found anew: rights are withdrawn, quotas changed, and who has no grant is closed.
+  PolicyEffect apply(const core::Policy& policy, const core::GuestLimits& limits);
   [[nodiscard]] std::optional<core::TimePoint> next_deadline() const { return machine_.next_deadline(); }
   /// Everything is withdrawn from the guest, then every connection closed and the session dropped.
   void stop();
@@ -72,6 +74,16 @@ class GuestSession : public std::enable_shared_from_this<GuestSession> {
   void send_guest_on(AgentId id);
   void refuse_for_backlog(AgentLink& agent, Seq seq, const Command& command);
   void report(const core::Report& report);
+  void log_fact(const core::Report& report);
+  // guest_witness.cpp
+  void audit_fact(const core::Report& report);
+  void audit_agent(AuditKind kind, const AgentLink& agent, std::string_view reason);
+  void audit_refusal(const AgentArrival& arrival, const core::Refusal& refusal);
+  void audit_hypervisor(AuditKind kind, std::string_view reason);
+  [[nodiscard]] AuditRecord audit_record(AuditKind kind) const;
+  void tap_event(const Event& event);
+  void tap_outcome(const core::SendEventReply& effect);
+  void tap_guest(bool on, OffReason reason);
   [[nodiscard]] kvmi_welcome welcome_for(const AgentArrival& arrival) const;
 
   Shard& shard_;
@@ -80,6 +92,7 @@ class GuestSession : public std::enable_shared_from_this<GuestSession> {
   core::GuestMachine machine_;
   core::Effects effects_;   ///< reused: warm, a step allocates nothing
   Event event_scratch_;     ///< an event as one agent gets it
+  std::shared_ptr<const GuestLabel> label_;  ///< made when somebody watches
   std::unique_ptr<HypervisorLink> hypervisor_;
   core::Peer last_hypervisor_;
   std::vector<std::unique_ptr<AgentLink>> agents_;

@@ -36,6 +36,11 @@ Result<std::shared_ptr<GuestSession>, RegistryError> Registry::claim(const Uuid&
   return guests_.emplace(uuid, std::move(entry)).first->second.session;
 }
 
+void Registry::set_guests_max(std::size_t guests_max) {
+  const std::lock_guard lock(mutex_);
+  guests_max_ = guests_max;
+}
+
 void Registry::set_ready(const Uuid& uuid, std::uint32_t vcpu_count) {
   GuestChange change{.on = true, .uuid = uuid, .name = {}, .vcpu_count = vcpu_count, .reason = {}, .text = {}};
   {

@@ -65,6 +65,8 @@ class Registry {
   /// A hypervisor came: the session that gets its link. EBUSY where the guest has a hypervisor, or there are too many.
   Result<std::shared_ptr<GuestSession>, RegistryError> claim(const Uuid& uuid, std::string_view name,
                                                              const Factory& make);
+  /// From the next claim on.
+  void set_guests_max(std::size_t guests_max);
   void set_ready(const Uuid& uuid, std::uint32_t vcpu_count);
   void set_away(const Uuid& uuid, OffReason reason, std::string_view text);
   /// True: the guest is gone, and what it counted is kept. False: a hypervisor has just claimed it.

@@ -2,7 +2,9 @@
 #pragma once
 
 #include "daemon/core/guest_machine.h"
+#include "daemon/io/audit.h"
 #include "daemon/io/counters.h"
+#include "daemon/io/event_tap.h"
 #include "daemon/io/log.h"
 #include "daemon/io/ticket.h"
 #include "daemon/io/unique_fd.h"
@@ -12,12 +14,21 @@ namespace kvmid::io {
 
 class Registry;
 
+/// Who else is told what happens. Null: nobody.
+struct Witnesses {
+  AuditSink* audit = nullptr;
+  EventTap* tap = nullptr;
+  [[nodiscard]] bool audited() const { return audit != nullptr && audit->wanted(); }
+  [[nodiscard]] bool tapped() const { return tap != nullptr && tap->open(); }
+};
+
 /// What every session is handed. All of it outlives every session and may be used from any thread.
 struct Services {
   Registry& registry;
   IoCounters& counters;
   Log& log;
-  core::GuestLimits limits;
+  core::GuestLimits limits;  ///< of new guests; read and changed on the front's thread
+  Witnesses witnesses{};
 };
 
 /// A hypervisor that said hello and was answered; its socket moves to the guest's shard with this.

@@ -17,6 +17,7 @@ struct ListenAt {
   std::uint32_t mode = 0660;   ///< of the socket file
   std::string group;           ///< of the socket file; empty: the daemon's
   std::optional<std::uint32_t> vsock_port;
+  friend bool operator==(const ListenAt&, const ListenAt&) = default;
 };
 
 /// Who may bring a guest. A peer is allowed when one of its values is in one of the lists.

@@ -86,6 +86,16 @@ void Shard::drop(const std::shared_ptr<GuestSession>& session) {
   }
 }
 
+PolicyEffect Shard::apply(const core::Policy& policy, const core::GuestLimits& limits) {
+  PolicyEffect effect;
+  for (const auto& session : sessions_) {  // sessions are dropped by posted work
+    const PolicyEffect one = session->apply(policy, limits);
+    effect.agents += one.agents;
+    effect.closed += one.closed;
+  }
+  return effect;
+}
+
 std::vector<GuestSnapshot> Shard::snapshots() const {
   std::vector<GuestSnapshot> out;
   for (const auto& session : sessions_) out.push_back(session->snapshot());

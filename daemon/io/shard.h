@@ -49,6 +49,8 @@ class Shard {
   /// Asks to drop the session once the current step is over, unless a hypervisor claims it meanwhile.
   void drop_later(GuestSession& session);
   [[nodiscard]] std::vector<GuestSnapshot> snapshots() const;
+  /// A new policy, for every agent of every guest here.
+  PolicyEffect apply(const core::Policy& policy, const core::GuestLimits& limits);
 
  private:
   void on_timer();

@@ -31,6 +31,12 @@ struct GuestSnapshot {
   std::vector<AgentSnapshot> agents;
 };
 
+/// What a new policy meant for those who are connected.
+struct PolicyEffect {
+  std::uint32_t agents = 0;  ///< looked at, control connections included
+  std::uint32_t closed = 0;  ///< of those: known to no rule any more
+};
+
 /// One named number.
 struct NamedCount {
   std::string name;

@@ -119,7 +119,8 @@ TEST_CASE("the list of agents has those of guests and control connections", "[ad
   REQUIRE(json["agents"].size() == 2);
   REQUIRE(json["agents"][0] == Json::parse(R"({"id":2,"name":"guard","guest":"00000000-0000-0000-0000-000000000001",
       "guest_name":"web1","pid":11,"uid":12,"gid":13,"role":"decider","priority":100,"deadline_ms":100,"events":["cr"],
-      "strikes":1,"demoted":false,"queued_bytes":14,"requests_open":3,"expired":4,"policy":"root"})"));
+      "strikes":1,"demoted":false,"queued_bytes":14,"requests_open":3,"expired":4,"policy":"root","pages":0,
+      "pending":[{"vcpu":1,"event":"cr","event_seq":7,"age_ms":3}]})"));
   REQUIRE(json["agents"][1]["guest"].is_null());
   REQUIRE(json["agents"][1]["role"] == "control");
 }

@@ -36,7 +36,7 @@ TEST_CASE("each mistake in a configuration is named with its JSON path", "[confi
       {R"({"limits":{"hello_timeout_ms":9}})", "/limits/hello_timeout_ms: must be between 10 and 600000, is 9"},
       {R"({"limits":[]})", "/limits: must be an object, is []"},
       {R"({"limit":{}})",
-       "/limit: unknown key; there are: $schema, listen, shards, log, limits, hypervisors, policy"},
+       "/limit: unknown key; there are: $schema, listen, shards, log, audit, limits, hypervisors, policy"},
       {R"({"limits":{"guest_max":1}})",
        "/limits/guest_max: unknown key; there are: guests_max, connections_max, hello_timeout_ms, command_timeout_ms"},
       {R"({"shards":1,"shards":2})", "/shards: the key is there twice"},
