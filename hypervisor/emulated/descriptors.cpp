@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "hypervisor/emulated/descriptors.h"
 
+#include <algorithm>
 #include <array>
 
 #include "arch/x86/registers.h"
@@ -41,7 +42,7 @@ std::optional<x86::Exception> read_descriptor(Mmu& mmu, Vcpu& vcpu, std::uint16_
   const std::uint64_t limit = local ? vcpu.sregs.ldt.limit : vcpu.sregs.gdt.limit;
   const std::uint64_t offset = selector & 0xfff8u;
   if (offset + bytes - 1 > limit) return with_selector(x86::vector::kGp, selector);
-  return mmu.read(vcpu, Gva{base + offset}, out.data(), bytes);
+  return mmu.read_system(vcpu, Gva{base + offset}, out.data(), bytes);
 }
 
 std::optional<x86::Exception> load_system(Mmu& mmu, Vcpu& vcpu, std::uint16_t selector, std::uint8_t type,
@@ -61,8 +62,10 @@ std::optional<x86::Exception> load_data(Mmu& mmu, Vcpu& vcpu, std::uint16_t sele
   auto& s = vcpu.sregs;
   kvmi_x86_segment* const segments[] = {&s.es, nullptr, &s.ss, &s.ds, &s.fs, &s.gs};
   kvmi_x86_segment& segment = *segments[number];
+  const unsigned cpl = x86::privilege_level(vcpu.regs, s);
   if ((selector & 0xfffc) == 0) {
-    if ((selector & 3) != 0 && number == 2) return with_selector(x86::vector::kGp, selector);
+    // SS can be null inside the kernel only.
+    if (number == 2 && (cpl == 3 || (selector & 3u) != cpl)) return with_selector(x86::vector::kGp, selector);
     segment.selector = selector;
     if (number >= 4) segment.base = 0;
   } else {
@@ -71,8 +74,10 @@ std::optional<x86::Exception> load_data(Mmu& mmu, Vcpu& vcpu, std::uint16_t sele
     const auto loaded = unpack(selector, descriptor[0], 0);
     const bool code = (loaded.type & 8) != 0;
     const bool usable = loaded.s != 0 && (!code || (loaded.type & 2) != 0);
-    const bool stack = !code && (loaded.type & 2) != 0 && loaded.dpl == 0 && (selector & 3) == 0;
-    if (!usable || (number == 2 && !stack)) return with_selector(x86::vector::kGp, selector);
+    const bool stack = !code && (loaded.type & 2) != 0 && loaded.dpl == cpl && (selector & 3u) == cpl;
+    const bool conforming = code && (loaded.type & 4) != 0;
+    const bool reachable = conforming || loaded.dpl >= std::max<unsigned>(cpl, selector & 3u);
+    if (!usable || !reachable || (number == 2 && !stack)) return with_selector(x86::vector::kGp, selector);
     if (loaded.present == 0) return with_selector(number == 2 ? x86::vector::kSs : x86::vector::kNp, selector);
     segment = loaded;
   }
@@ -82,12 +87,18 @@ std::optional<x86::Exception> load_data(Mmu& mmu, Vcpu& vcpu, std::uint16_t sele
 
 }  // namespace
 
+Result<kvmi_x86_segment, x86::Exception> read_segment(Mmu& mmu, Vcpu& vcpu, std::uint16_t selector) {
+  std::array<std::uint64_t, 2> descriptor{};
+  if (auto fault = read_descriptor(mmu, vcpu, selector, 8, descriptor)) return *fault;
+  return unpack(selector, descriptor[0], 0);
+}
+
 std::optional<x86::Exception> load_task_register(Mmu& mmu, Vcpu& vcpu, std::uint16_t selector) {
   if ((selector & 0xfffc) == 0) return x86::Exception{x86::vector::kGp, true, 0, 0};
   if (auto fault = load_system(mmu, vcpu, selector, 0x9, vcpu.sregs.tr)) return fault;
   vcpu.sregs.tr.type = 0xb;  // busy, also in the table
   std::uint8_t access = 0x8b;
-  return mmu.write(vcpu, Gva{vcpu.sregs.gdt.base + (selector & 0xfff8u) + 5}, &access, 1);
+  return mmu.write_system(vcpu, Gva{vcpu.sregs.gdt.base + (selector & 0xfff8u) + 5}, &access, 1);
 }
 
 std::optional<x86::Exception> load_local_table(Mmu& mmu, Vcpu& vcpu, std::uint16_t selector) {

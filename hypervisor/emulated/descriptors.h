@@ -17,8 +17,12 @@
 #include "arch/x86/instruction.h"
 #include "hypervisor/emulated/mmu.h"
 #include "hypervisor/emulated/vcpu.h"
+#include "protocol/result.h"
 
 namespace kvmid::emulated {
+
+/// What the code or data descriptor says that `selector` names; nothing is loaded and nothing of it is checked.
+Result<kvmi_x86_segment, x86::Exception> read_segment(Mmu& mmu, Vcpu& vcpu, std::uint16_t selector);
 
 std::optional<x86::Exception> load_task_register(Mmu& mmu, Vcpu& vcpu, std::uint16_t selector);
 std::optional<x86::Exception> load_local_table(Mmu& mmu, Vcpu& vcpu, std::uint16_t selector);

@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <unordered_map>
+#include <utility>
 
 #include "arch/x86/registers.h"
 
@@ -31,19 +32,33 @@ constexpr std::array<ByteClass, 256> one_byte_classes() {
   }
   for (unsigned b = 0x40; b < 0x50; ++b) table[b] = ByteClass::Prefix;  // REX
   table[0x0f] = ByteClass::Escape;
-  // mov from and to a segment register, int3, int n, iret, int1, hlt
-  for (const unsigned b : {0x8cu, 0x8eu, 0xccu, 0xcdu, 0xcfu, 0xf1u, 0xf4u}) table[b] = ByteClass::Sensitive;
+  // mov from and to a segment register, pushf, popf, int3, int n, iret, int1, hlt
+  for (const unsigned b : {0x8cu, 0x8eu, 0x9cu, 0x9du, 0xccu, 0xcdu, 0xcfu, 0xf1u, 0xf4u}) {
+    table[b] = ByteClass::Sensitive;
+  }
   return table;
 }
 constexpr auto kOneByte = one_byte_classes();
 
+/// What depends on the privilege besides: Unicorn executes everything as the kernel.
+constexpr std::array<ByteClass, 256> one_byte_user_classes() {
+  auto table = one_byte_classes();
+  // ins, outs, in, out, cli, sti
+  for (const unsigned b : {0x6cu, 0x6du, 0x6eu, 0x6fu, 0xe4u, 0xe5u, 0xe6u, 0xe7u, 0xecu, 0xedu, 0xeeu, 0xefu, 0xfau,
+                           0xfbu}) {
+    table[b] = ByteClass::Sensitive;
+  }
+  return table;
+}
+constexpr auto kOneByteUser = one_byte_user_classes();
+
 /// The second byte after 0x0f: system instructions.
 constexpr std::array<bool, 256> two_byte_sensitive() {
   std::array<bool, 256> table{};
-  // sldt/ltr..., sgdt/vmcall/xsetbv..., syscall, clts, sysret, invd, wbinvd, ud2, mov cr/dr, wrmsr, rdmsr, sysenter,
-  // sysexit, cpuid
+  // sldt/ltr..., sgdt/vmcall/xsetbv..., syscall, clts, sysret, invd, wbinvd, ud2, mov cr/dr, wrmsr, rdtsc, rdmsr, rdpmc,
+  // sysenter, sysexit, cpuid
   for (const unsigned b : {0x00u, 0x01u, 0x05u, 0x06u, 0x07u, 0x08u, 0x09u, 0x0bu, 0x20u, 0x21u, 0x22u, 0x23u, 0x30u,
-                           0x32u, 0x34u, 0x35u, 0xa2u}) {
+                           0x31u, 0x32u, 0x33u, 0x34u, 0x35u, 0xa2u}) {
     table[b] = true;
   }
   return table;
@@ -57,9 +72,10 @@ bool is_xsave(std::byte modrm) {
   return (value >> 6) != 3 && (operation == 4 || operation == 5);
 }
 
-bool is_sensitive(const std::byte* code, std::size_t size) {
+bool sensitive(const std::byte* code, std::size_t size, bool user) {
+  const auto& one_byte = user ? kOneByteUser : kOneByte;
   for (std::size_t i = 0; i < size; ++i) {
-    switch (kOneByte[std::to_integer<std::size_t>(code[i])]) {
+    switch (one_byte[std::to_integer<std::size_t>(code[i])]) {
       case ByteClass::Plain: return false;
       case ByteClass::Sensitive: return true;
       case ByteClass::Escape:
@@ -105,6 +121,7 @@ struct Engine::State {
 
   uc_engine* uc = nullptr;
   uc_context* clean = nullptr;
+  uc_context* saved = nullptr;  ///< save()
   std::unordered_map<std::uint64_t, Mapping> mappings;
   std::uint64_t code_page = 1;  ///< page of the last instruction; 1: none
   const std::byte* code_host = nullptr;
@@ -112,7 +129,12 @@ struct Engine::State {
 
   std::uint64_t budget = 0;
   std::uint64_t last_rip = 0;
+  bool user = false;
+  std::uint8_t breakpoints = 0;  ///< bit n: addresses[n] is armed
+  std::array<std::uint64_t, 4> addresses{};
+  bool resumes = false;  ///< RF: no breakpoint for the first instruction
   bool stopped = false;  ///< a hook set `stop`
+  bool fetched = false;  ///< the fault is of an instruction that has not been begun
   Stop stop;
 
   void halt(StopKind kind) {
@@ -139,10 +161,20 @@ struct Engine::State {
     return &found->second;
   }
 
+  std::uint8_t hits(std::uint64_t address) {
+    std::uint8_t bits = 0;
+    for (unsigned n = 0; n < addresses.size(); ++n) {
+      if (((breakpoints >> n) & 1u) != 0 && addresses[n] == address) bits |= static_cast<std::uint8_t>(1u << n);
+    }
+    stop.breakpoints = bits;
+    return bits;
+  }
+
   void before_instruction(std::uint64_t address, std::uint32_t size) {
     if (stopped) return;
     last_rip = address;
     if (budget == 0) return halt(StopKind::Budget);
+    if (breakpoints != 0 && !std::exchange(resumes, false) && hits(address) != 0) return halt(StopKind::CodeBreakpoint);
     --budget;
     const std::uint64_t page = address & kPageMask;
     if (page != code_page) {
@@ -154,7 +186,7 @@ struct Engine::State {
     const std::size_t in_page = address & ~kPageMask;
     const std::size_t length = std::min<std::size_t>(size, 15);  // an unknown instruction has a nonsense size
     if (in_page + length <= kPageSize) {
-      if (is_sensitive(code_host + in_page, length)) halt(StopKind::Sensitive);
+      if (sensitive(code_host + in_page, length, user)) halt(StopKind::Sensitive);
       return;
     }
     std::array<std::byte, 15> code{};
@@ -167,7 +199,7 @@ struct Engine::State {
       std::memcpy(code.data() + first, next->host, length - first);
       have = length;
     }
-    if (is_sensitive(code.data(), have)) halt(StopKind::Sensitive);
+    if (sensitive(code.data(), have, user)) halt(StopKind::Sensitive);
   }
 
   bool on_memory(uc_mem_type type, std::uint64_t address, int size) {
@@ -187,6 +219,8 @@ struct Engine::State {
     if (crosses && found != mappings.end() && (found->second.rights & wanted) != 0) {
       address = last & kPageMask;
     }
+    stop.bytes = static_cast<unsigned>(std::max(size, 1));
+    fetched = access == x86::AccessKind::Execute;
     memory_fault(address, access);
     return false;
   }
@@ -275,10 +309,12 @@ Engine::Engine() : state_(std::make_unique<State>()) {
   set_fpu(FpuState{});  // Unicorn begins with an MXCSR of 0
   State::check(uc_context_alloc(s.uc, &s.clean), "uc_context_alloc");
   State::check(uc_context_save(s.uc, s.clean), "uc_context_save");
+  State::check(uc_context_alloc(s.uc, &s.saved), "uc_context_alloc");
 }
 
 Engine::~Engine() {
   uc_context_free(state_->clean);
+  uc_context_free(state_->saved);
   uc_close(state_->uc);
 }
 
@@ -286,6 +322,8 @@ Stop Engine::run(kvmi_x86_regs& regs, std::uint64_t budget) {
   State& s = *state_;
   s.budget = budget;
   s.stopped = false;
+  s.fetched = false;
+  s.resumes = (regs.rflags & x86::rflags::kRf) != 0;
   s.stop = Stop{};
   s.last_rip = regs.rip;
   s.write_registers(regs);
@@ -306,6 +344,8 @@ Stop Engine::run(kvmi_x86_regs& regs, std::uint64_t budget) {
   } else if (s.stop.kind == StopKind::MemoryFault && s.stop.access != x86::AccessKind::Execute) {
     regs.rip = s.last_rip;
   }
+  const bool at_boundary = s.stop.kind == StopKind::Budget || s.stop.kind == StopKind::CodeBreakpoint || s.fetched;
+  s.stop.completed = at_boundary || s.stop.executed == 0 ? s.stop.executed : s.stop.executed - 1;
   return std::move(s.stop);
 }
 
@@ -379,6 +419,28 @@ void Engine::set_fpu(const FpuState& fpu) {
     uc_reg_write(uc, UC_X86_REG_FP0 + static_cast<int>(i), value.data());
   }
   for (std::size_t i = 0; i < fpu.xmm.size(); ++i) uc_reg_write(uc, kVectorIds[i], fpu.xmm[i].data());
+}
+
+void Engine::set_user_mode(bool user) { state_->user = user; }
+
+void Engine::set_breakpoints(const std::array<std::uint64_t, 4>& addresses, std::uint8_t armed) {
+  state_->addresses = addresses;
+  state_->breakpoints = armed;
+}
+
+bool Engine::is_sensitive(std::span<const std::byte> code, bool user) {
+  return sensitive(code.data(), code.size(), user);
+}
+
+void Engine::save() { State::check(uc_context_save(state_->uc, state_->saved), "uc_context_save"); }
+
+void Engine::roll_back() {
+  State::check(uc_context_restore(state_->uc, state_->saved), "uc_context_restore");
+  state_->write_bases();
+}
+
+void Engine::make_room(std::size_t pages) {
+  if (state_->mappings.size() + pages > kMappingsMax) flush();
 }
 
 void Engine::set_segment_bases(std::uint64_t fs, std::uint64_t gs) {

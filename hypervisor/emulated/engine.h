@@ -14,10 +14,12 @@
 /// Source:   Unicorn 2.0.1 ignores the guest's page tables (it maps addresses to themselves), delivers no exception
 ///           through the guest's IDT, and keeps a stale "old exception": hence all this.
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 
 #include "arch/x86/page_access.h"
@@ -33,6 +35,7 @@ enum class StopKind : std::uint8_t {
   Sensitive,    ///< RIP is at an instruction that the machine executes itself
   MemoryFault,  ///< RIP is at an instruction that needs memory that is not mapped so: gva, access
   Invalid,      ///< RIP is at an instruction that Unicorn does not know
+  CodeBreakpoint,  ///< RIP is at an instruction that a breakpoint of set_breakpoints() is on: breakpoints
   Exception,    ///< RIP is at an instruction that raised `vector` (never #PF)
   Failed,       ///< Unicorn gave up: text
 };
@@ -42,6 +45,9 @@ struct Stop {
   Gva gva;
   x86::AccessKind access{};
   std::uint8_t vector = 0;
+  unsigned bytes = 0;            ///< of the access that faulted, as the engine makes it; fetches: 1 or more
+  std::uint8_t breakpoints = 0;  ///< bit n: the n-th was hit
+  std::uint64_t completed = 0;  ///< instructions that were executed to their end (string instructions: one element)
   std::uint64_t executed = 0;  ///< instructions begun, the one at RIP included where it faulted
   std::string text;
 };
@@ -72,6 +78,19 @@ class Engine {
   /// x87 and SSE registers. Between two runs.
   [[nodiscard]] FpuState fpu() const;
   void set_fpu(const FpuState& fpu);
+
+  /// Instructions that only the kernel may execute make it stop, too.
+  void set_user_mode(bool user);
+  /// Stops at armed addresses (bit n of `armed`: addresses[n]), but not at the first instruction of a run with RF.
+  void set_breakpoints(const std::array<std::uint64_t, 4>& addresses, std::uint8_t armed);
+  /// Would run() stop at this instruction with Sensitive?
+  [[nodiscard]] static bool is_sensitive(std::span<const std::byte> code, bool user);
+
+  /// Keeps x87, SSE and flags as they are now; roll_back() makes them so again. Between two runs.
+  void save();
+  void roll_back();
+  /// Makes sure that so many more pages can be mapped without one of them being thrown out for another.
+  void make_room(std::size_t pages);
 
   void set_segment_bases(std::uint64_t fs, std::uint64_t gs);
 

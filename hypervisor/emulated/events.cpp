@@ -25,7 +25,7 @@ void Machine::raise(Vcpu& vcpu, EventData data, std::uint8_t insn_length, Action
   event.msrs.star = vcpu.msrs.get(x86::msr::kStar).value();
   event.msrs.lstar = vcpu.msrs.get(x86::msr::kLstar).value();
   event.msrs.cstar = vcpu.msrs.get(x86::msr::kCstar).value();
-  event.dr6 = vcpu.dr[6];
+  event.dr6 = visible_dr6(vcpu);
   event.dr7 = vcpu.dr[7];
   event.data = std::move(data);
 
@@ -58,6 +58,8 @@ void Machine::answer(const EventReply& reply) {
 
 void Machine::move_on(Vcpu& vcpu) {
   if (vcpu.regs.rip == vcpu.event.regs.rip) vcpu.regs.rip += vcpu.insn_length;
+  vcpu.regs.rflags &= ~x86::rflags::kRf;
+  complete(vcpu);
 }
 
 void Machine::let_pass(Vcpu& vcpu) {
@@ -67,7 +69,10 @@ void Machine::let_pass(Vcpu& vcpu) {
 }
 
 void Machine::finish(Vcpu& vcpu, const EventReply& reply) {
+  if (vcpu.event.kind() == EventKind::Trap) return finish_trap(vcpu, reply.action);
+  if (vcpu.event.kind() == EventKind::Access) return finish_access(vcpu, reply);
   if (reply.action == Action::Skip || reply.action == Action::Retry) {
+    drop_access(vcpu);
     end_overrides(vcpu);  // what was allowed of this instruction holds no more
     if (reply.action == Action::Skip) move_on(vcpu);
     return;
@@ -92,8 +97,8 @@ void Machine::finish(Vcpu& vcpu, const EventReply& reply) {
                  [&](const DescriptorData&) { let_pass(vcpu); },
                  [&](const CpuidData&) { let_pass(vcpu); },
                  [&](const BreakpointData&) {  // the guest's own
-                   move_on(vcpu);
-                   interrupt(vcpu, x86::vector::kBp);
+                   if (vcpu.regs.rip == vcpu.event.regs.rip) vcpu.regs.rip += vcpu.insn_length;
+                   interrupt(vcpu, x86::vector::kBp, vcpu.insn_length, true);
                  },
                  [&](const HypercallData&) {
                    vcpu.regs.rax = kHypercallUnknown;
@@ -103,6 +108,9 @@ void Machine::finish(Vcpu& vcpu, const EventReply& reply) {
                    if (vcpu.regs.rip != vcpu.event.regs.rip) return;  // another instruction executes now
                    vcpu.overrides.push_back({gfn_of(data.gpa), data.access});
                    vcpu.overrides_rip = vcpu.regs.rip;
+                   if (!reply.trap_access || vcpu.access || !hooks_.watches(vcpu.id, EventKind::Access)) return;
+                   vcpu.access = std::make_unique<AccessRun>();
+                   vcpu.access->rip = vcpu.regs.rip;
                  },
                  [](const auto&) {},  // PAUSE: nothing but going on
              },

@@ -8,7 +8,6 @@
 #include <utility>
 
 #include "hypervisor/emulated/boot.h"
-#include "hypervisor/emulated/delivery.h"
 
 namespace kvmid::emulated {
 
@@ -24,12 +23,6 @@ constexpr ActionSet kEveryAction{kAll4};
 constexpr ActionSet kWithoutSkip{kAll4 & ~KVMI_ACTION_BIT(KVMI_ACTION_SKIP)};
 constexpr ActionSet kPauseActions{KVMI_ACTION_BIT(KVMI_ACTION_ALLOW) | KVMI_ACTION_BIT(KVMI_ACTION_CRASH)};
 
-std::string hex(std::uint64_t value) {
-  std::array<char, 20> text{};
-  std::snprintf(text.data(), text.size(), "0x%llx", static_cast<unsigned long long>(value));
-  return text.data();
-}
-
 x86::CpuFeatures cpu_features() {
   x86::CpuFeatures cpu;
   cpu.physical_address_bits = 40;
@@ -41,6 +34,12 @@ x86::CpuFeatures cpu_features() {
 }
 
 }  // namespace
+
+std::string Machine::hex(std::uint64_t value) {
+  std::array<char, 20> text{};
+  std::snprintf(text.data(), text.size(), "0x%llx", static_cast<unsigned long long>(value));
+  return text.data();
+}
 
 Result<std::unique_ptr<Machine>, MachineError> Machine::create(const MachineConfig& config) {
   if (config.vcpu_count < 1 || config.vcpu_count > kVcpusMax) {
@@ -85,13 +84,15 @@ Machine::Machine(const MachineConfig& config, GuestRam ram)
   facts_.ram_bytes = config.memory_bytes;
   for (const auto kind : {EventKind::Cr, EventKind::Msr, EventKind::Breakpoint, EventKind::Hypercall,
                           EventKind::PageFault, EventKind::Pause, EventKind::Unhook, EventKind::Xsetbv,
-                          EventKind::Descriptor, EventKind::Cpuid}) {
+                          EventKind::Descriptor, EventKind::Cpuid, EventKind::Trap, EventKind::Singlestep,
+                          EventKind::Access}) {
     facts_.events.add(kind);
   }
   for (std::uint16_t i = 0; i < config.vcpu_count; ++i) {
     vcpus_.push_back(std::make_unique<Vcpu>(VcpuId{i}, config.vcpu_count));
   }
   for (const auto id : {CommandId::ShutdownGuest, CommandId::GetCpuid, CommandId::GetXsave, CommandId::SetXsave,
+                        CommandId::ControlSinglestep,
                         CommandId::GetXcr, CommandId::GetMemoryMap}) {
     facts_.commands.add(id);
   }
@@ -127,7 +128,8 @@ bool Machine::runnable(Clock::time_point now) const {
   if (stopped()) return false;
   return std::any_of(vcpus_.begin(), vcpus_.end(), [&](const auto& vcpu) {
     if (vcpu->activity == Activity::Waiting) return false;
-    return vcpu->activity == Activity::Running || vcpu->pauses > 0 || vcpu->injection || now >= vcpu->wake;
+    return vcpu->activity == Activity::Running || vcpu->pauses > 0 || vcpu->injection || vcpu->step ||
+           vcpu->debug_causes != 0 || now >= vcpu->wake;
   });
 }
 
@@ -141,13 +143,14 @@ std::optional<Clock::time_point> Machine::next_wake() const {
 
 void Machine::run_vcpu(Vcpu& vcpu, Clock::time_point now) {
   if (vcpu.activity == Activity::Waiting) return;
+  if (vcpu.step && raise_step(vcpu)) return;
   if (vcpu.pauses > 0) {
     --vcpu.pauses;
     raise(vcpu, PauseData{}, 0, kPauseActions);
     return;
   }
   if (vcpu.activity == Activity::Halted) {
-    if (now < vcpu.wake && !vcpu.injection) return;
+    if (now < vcpu.wake && !vcpu.injection && vcpu.debug_causes == 0) return;
     vcpu.activity = Activity::Running;
   }
   run_slice(vcpu, now);
@@ -158,19 +161,43 @@ void Machine::run_slice(Vcpu& vcpu, Clock::time_point now) {
   constexpr unsigned kFaultsInARowMax = 64;
   unsigned faults = 0;
   for (std::uint64_t left = slice_; left > 0 && vcpu.activity == Activity::Running && !stopped();) {
-    if (vcpu.injection) {
-      const auto exception = *std::exchange(vcpu.injection, std::nullopt);
-      deliver_to(vcpu, exception);
+    if (vcpu.step && raise_step(vcpu)) continue;
+    if (vcpu.debug_causes != 0) {
+      debug_trap(vcpu);
+      --left;
       continue;
     }
-    if (!vcpu.overrides.empty() && vcpu.overrides_rip != vcpu.regs.rip) end_overrides(vcpu);
-    const bool one_step = !vcpu.overrides.empty();
+    if (vcpu.injection && !finishes_instruction(vcpu)) {
+      inject_now(vcpu);
+      --left;
+      continue;
+    }
+    const std::uint64_t rip = vcpu.regs.rip;
+    if (vcpu.access && vcpu.access->rip != rip) drop_access(vcpu);
+    if (!vcpu.overrides.empty() && vcpu.overrides_rip != rip) end_overrides(vcpu);
+    vcpu.trap_flag = (vcpu.regs.rflags & x86::rflags::kTf) != 0;
+    if (vcpu.access) {
+      run_access(vcpu);
+      --left;
+      continue;
+    }
+    const bool one_step = !vcpu.overrides.empty() || vcpu.trap_flag || hooks_.singlesteps(vcpu.id);
+    prepare_engine(vcpu);
     const Stop stop = vcpu.engine.run(vcpu.regs, one_step ? 1 : left);
     left -= std::min(left, std::max<std::uint64_t>(stop.executed, 1));
     const bool done_nothing = stop.kind == StopKind::MemoryFault;
-    vcpu.instructions += done_nothing && stop.executed > 0 ? stop.executed - 1 : stop.executed;
+    const bool counts = stop.completed == stop.executed || done_nothing;
+    vcpu.instructions += counts ? stop.completed : stop.executed;
+    if (stop.completed > 0) vcpu.regs.rflags &= ~x86::rflags::kRf;
     if (one_step && !done_nothing) end_overrides(vcpu);
-    faults = done_nothing && stop.executed <= 1 ? faults + 1 : 0;
+    if (one_step && stop.completed > 0 && stop.kind != StopKind::Failed) {
+      // Whatever came behind it comes again.
+      end_overrides(vcpu);
+      if (vcpu.regs.rip == rip) settle_repeat(vcpu, vcpu.regs);
+      complete(vcpu);
+      continue;
+    }
+    faults = done_nothing && stop.completed == 0 ? faults + 1 : 0;
     if (faults > kFaultsInARowMax) {
       return stop_guest(StopCause::Engine, "no progress at RIP " + hex(vcpu.regs.rip) + ", GVA " + hex(stop.gva.value));
     }
@@ -178,6 +205,7 @@ void Machine::run_slice(Vcpu& vcpu, Clock::time_point now) {
       case StopKind::Budget: break;
       case StopKind::Sensitive: on_sensitive(vcpu, now); break;
       case StopKind::MemoryFault: on_memory_fault(vcpu, stop); break;
+      case StopKind::CodeBreakpoint: code_breakpoint(vcpu, stop.breakpoints); break;
       case StopKind::Invalid: deliver_to(vcpu, {x86::vector::kUd, false, 0, 0}); break;
       case StopKind::Exception:
         deliver_to(vcpu, {stop.vector, x86::exception_info(stop.vector).has_error_code, 0, 0});
@@ -191,10 +219,16 @@ void Machine::on_sensitive(Vcpu& vcpu, Clock::time_point now) {
   const auto effect = execute_sensitive(mmu_, vcpu, hooks_);
   vcpu.pass.reset();
   std::visit(Overloaded{
-                 [](const Executed&) {},
+                 [&](const Executed& executed) {
+                   if (!executed.resume_flag) vcpu.regs.rflags &= ~x86::rflags::kRf;
+                   complete(vcpu);
+                 },
                  [&](const Raised& raised) { deliver_to(vcpu, raised.exception); },
-                 [&](const Interrupted& interrupted) { interrupt(vcpu, interrupted.vector); },
+                 [&](const Interrupted& interrupted) {
+                   interrupt(vcpu, interrupted.vector, interrupted.insn_length, interrupted.software);
+                 },
                  [&](const HaltExecuted&) {
+                   complete(vcpu);
                    if (period_.count() == 0) return;
                    vcpu.activity = Activity::Halted;
                    vcpu.wake = now + period_;
@@ -205,13 +239,13 @@ void Machine::on_sensitive(Vcpu& vcpu, Clock::time_point now) {
 }
 
 void Machine::on_memory_fault(Vcpu& vcpu, const Stop& stop) {
-  const auto resolution = mmu_.resolve(vcpu, stop.gva, stop.access);
+  settle(vcpu, stop.gva, mmu_.resolve(vcpu, stop.gva, stop.access));
+}
+
+void Machine::settle(Vcpu& vcpu, Gva gva, const Resolution& resolution) {
   std::visit(Overloaded{
                  [](const Mapped&) {},
-                 [&](const x86::Exception& exception) {
-                   end_overrides(vcpu);
-                   deliver_to(vcpu, exception);
-                 },
+                 [&](const x86::Exception& exception) { deliver_to(vcpu, exception); },
                  [&](const NoRam& missing) {
                    stop_guest(StopCause::GuestFault, "vCPU " + std::to_string(vcpu.id.value) +
                                                          " uses physical address " + hex(missing.gpa.value) +
@@ -223,34 +257,16 @@ void Machine::on_memory_fault(Vcpu& vcpu, const Stop& stop) {
                      vcpu.overrides_rip = vcpu.regs.rip;
                      return;
                    }
-                   std::array<std::byte, x86::kInstructionBytesMax> code{};
-                   const std::size_t have = mmu_.read_code(vcpu, code.data(), code.size());
-                   const auto length = x86::instruction_length(std::span(code).first(have), x86::Mode::Bits64);
+                   const std::uint8_t length = length_at_rip(vcpu);
                    PageFaultData data;
-                   data.gva = stop.gva;
+                   data.gva = gva;
                    data.gva_valid = true;
                    data.gpa = restricted.gpa;
                    data.access = restricted.access;
-                   raise(vcpu, data, length ? static_cast<std::uint8_t>(*length) : std::uint8_t{0},
-                         length ? kEveryAction : kWithoutSkip);
+                   raise(vcpu, data, length, length != 0 ? kEveryAction : kWithoutSkip);
                  },
              },
              resolution);
-}
-
-void Machine::deliver_to(Vcpu& vcpu, const x86::Exception& exception) {
-  if (deliver(mmu_, vcpu, exception) == Delivery::TripleFault) {
-    stop_guest(StopCause::GuestFault,
-               "triple fault on vCPU " + std::to_string(vcpu.id.value) + " at RIP " + hex(vcpu.regs.rip) + ", after " +
-                   std::string(x86::exception_info(exception.vector).name));
-  }
-}
-
-void Machine::interrupt(Vcpu& vcpu, std::uint8_t vector) {
-  if (deliver_interrupt(mmu_, vcpu, vector) == Delivery::TripleFault) {
-    stop_guest(StopCause::GuestFault, "triple fault on vCPU " + std::to_string(vcpu.id.value) + " at RIP " +
-                                          hex(vcpu.regs.rip) + ", after INT " + std::to_string(vector));
-  }
 }
 
 void Machine::end_overrides(Vcpu& vcpu) {

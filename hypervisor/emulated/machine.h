@@ -121,10 +121,40 @@ class Machine final : public hypervisor::GuestBackend {
   void run_slice(Vcpu& vcpu, Clock::time_point now);
   void on_sensitive(Vcpu& vcpu, Clock::time_point now);
   void on_memory_fault(Vcpu& vcpu, const Stop& stop);
-  void deliver_to(Vcpu& vcpu, const x86::Exception& exception);
-  void interrupt(Vcpu& vcpu, std::uint8_t vector);
+  void settle(Vcpu& vcpu, Gva gva, const Resolution& resolution);
   void end_overrides(Vcpu& vcpu);
   void stop_guest(StopCause cause, std::string reason);
+  static std::string hex(std::uint64_t value);
+
+  // traps.cpp
+  void deliver_to(Vcpu& vcpu, const x86::Exception& exception);  ///< a fault of the instruction at RIP
+  void interrupt(Vcpu& vcpu, std::uint8_t vector, std::uint8_t insn_length, bool software);
+  void inject_now(Vcpu& vcpu);
+  void debug_trap(Vcpu& vcpu);
+  void code_breakpoint(Vcpu& vcpu, std::uint8_t breakpoints);
+  void begin_exception(Vcpu& vcpu, PendingException pending);
+  void finish_trap(Vcpu& vcpu, Action action);
+  void end_exception(Vcpu& vcpu);
+  /// Is the instruction at RIP under way, allowed by the answer to an event of it?
+  [[nodiscard]] bool finishes_instruction(const Vcpu& vcpu) const;
+  /// The instruction has been executed: RIP is where it goes on.
+  void complete(Vcpu& vcpu);
+  bool raise_step(Vcpu& vcpu);
+  void settle_repeat(Vcpu& vcpu, kvmi_x86_regs& regs);
+  void prepare_engine(Vcpu& vcpu);
+  [[nodiscard]] std::uint8_t length_at_rip(Vcpu& vcpu);
+  [[nodiscard]] static std::uint64_t visible_dr6(const Vcpu& vcpu);
+
+  // access.cpp
+  void run_access(Vcpu& vcpu);
+  void plan_access(Vcpu& vcpu);
+  void read_access(Vcpu& vcpu);
+  void execute_access(Vcpu& vcpu);
+  void write_access(Vcpu& vcpu);
+  bool admit_access(Vcpu& vcpu, MemoryAccess& access, x86::AccessKind kind);
+  void raise_access(Vcpu& vcpu, const MemoryAccess& access, std::uint8_t right);
+  void finish_access(Vcpu& vcpu, const EventReply& reply);
+  void drop_access(Vcpu& vcpu);
 
   // events.cpp
   void raise(Vcpu& vcpu, EventData data, std::uint8_t insn_length, ActionSet actions);

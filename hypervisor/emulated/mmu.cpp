@@ -21,9 +21,12 @@ x86::PageRights right_of(x86::AccessKind access) {
 Mmu::Mmu(GuestRam& ram, const MemoryMap& map, const x86::CpuFeatures& cpu)
     : ram_(ram), map_(map), cpu_(cpu), rights_(ram.bytes() / kPageSize, x86::kRightsAll) {}
 
-Result<x86::Translation, x86::WalkFault> Mmu::walk(const Vcpu& vcpu, Gva gva, x86::AccessKind access) const {
+Result<x86::Translation, x86::WalkFault> Mmu::walk(const Vcpu& vcpu, Gva gva, x86::AccessKind access,
+                                                   bool system) const {
   const auto read = [this](Gpa gpa, void* out, std::size_t bytes) { return ram_.read(gpa, out, bytes); };
-  return x86::access(x86::paging_state(vcpu.regs, vcpu.sregs), gva, access, read, cpu_);
+  auto state = x86::paging_state(vcpu.regs, vcpu.sregs);
+  state.implicit_supervisor = system;
+  return x86::access(state, gva, access, read, cpu_);
 }
 
 void Mmu::set_table_bits(const x86::Translation& translation) {
@@ -56,20 +59,32 @@ void Mmu::revalidate(Vcpu& vcpu) {
   });
 }
 
-Resolution Mmu::resolve(Vcpu& vcpu, Gva gva, x86::AccessKind access) {
-  const auto translation = walk(vcpu, gva, access);
-  if (!translation) return translation.error().exception;
-  set_table_bits(*translation);
-  const Gfn gfn = gfn_of(translation->gpa);
-  std::byte* host = ram_.at(gpa_of(gfn), kPageSize);
-  if (host == nullptr) return NoRam{translation->gpa};
-
-  const x86::PageRights tables = settled_rights(vcpu, gva) | KVMI_PAGE_ACCESS_R;
+x86::PageRights Mmu::allowed_rights(const Vcpu& vcpu, Gfn gfn) const {
   x86::PageRights allowed = rights_[gfn.value];
   for (const auto& item : vcpu.overrides) {
     if (item.gfn == gfn) allowed |= item.rights;
   }
-  if (x86::forbids(allowed, right_of(access))) return Restricted{translation->gpa, right_of(access)};
+  return allowed;
+}
+
+Resolution Mmu::probe(Vcpu& vcpu, Gva gva, x86::AccessKind access, Gpa& gpa) {
+  const auto translation = walk(vcpu, gva, access);
+  if (!translation) return translation.error().exception;
+  set_table_bits(*translation);
+  gpa = translation->gpa;
+  if (ram_.at(gpa_of(gfn_of(gpa)), kPageSize) == nullptr) return NoRam{gpa};
+  if (x86::forbids(allowed_rights(vcpu, gfn_of(gpa)), right_of(access))) return Restricted{gpa, right_of(access)};
+  return Mapped{};
+}
+
+Resolution Mmu::resolve(Vcpu& vcpu, Gva gva, x86::AccessKind access) {
+  Gpa gpa;
+  const auto seen = probe(vcpu, gva, access, gpa);
+  if (!std::holds_alternative<Mapped>(seen)) return seen;
+  const Gfn gfn = gfn_of(gpa);
+  std::byte* host = ram_.at(gpa_of(gfn), kPageSize);
+  const x86::PageRights tables = settled_rights(vcpu, gva) | KVMI_PAGE_ACCESS_R;
+  x86::PageRights allowed = allowed_rights(vcpu, gfn);
   if (right_of(access) == KVMI_PAGE_ACCESS_W && map_.is_read_only(gfn)) {
     map_shadow(vcpu, gva, gfn, host, x86::combine_rights(tables, allowed));
     return Mapped{};
@@ -91,12 +106,13 @@ void Mmu::map_shadow(Vcpu& vcpu, Gva gva, Gfn gfn, const std::byte* host, x86::P
 }
 
 template <class Copy>
-std::optional<x86::Exception> Mmu::each_page(Vcpu& vcpu, Gva gva, std::size_t size, x86::AccessKind access, Copy copy) {
+std::optional<x86::Exception> Mmu::each_page(Vcpu& vcpu, Gva gva, std::size_t size, x86::AccessKind access, bool system,
+                                             Copy copy) {
   std::size_t done = 0;
   while (done < size) {
     const Gva at{gva.value + done};
     const std::size_t part = std::min<std::size_t>(size - done, kPageSize - at.value % kPageSize);
-    const auto translation = walk(vcpu, at, access);
+    const auto translation = walk(vcpu, at, access, system);
     if (!translation) return translation.error().exception;
     set_table_bits(*translation);
     // Physical memory that is not there reads as zero and swallows writes.
@@ -106,19 +122,19 @@ std::optional<x86::Exception> Mmu::each_page(Vcpu& vcpu, Gva gva, std::size_t si
   return std::nullopt;
 }
 
-std::optional<x86::Exception> Mmu::read(Vcpu& vcpu, Gva gva, void* out, std::size_t size) {
+std::optional<x86::Exception> Mmu::read_as(Vcpu& vcpu, Gva gva, void* out, std::size_t size, bool system) {
   std::fill_n(static_cast<std::byte*>(out), size, std::byte{0});
-  return each_page(vcpu, gva, size, x86::AccessKind::Read, [&](Gpa gpa, std::size_t done, std::size_t part) {
+  return each_page(vcpu, gva, size, x86::AccessKind::Read, system, [&](Gpa gpa, std::size_t done, std::size_t part) {
     (void)ram_.read(gpa, static_cast<std::byte*>(out) + done, part);
   });
 }
 
-std::optional<x86::Exception> Mmu::write(Vcpu& vcpu, Gva gva, const void* data, std::size_t size) {
+std::optional<x86::Exception> Mmu::write_as(Vcpu& vcpu, Gva gva, const void* data, std::size_t size, bool system) {
   // Both pages are looked at before the first byte: a frame is pushed whole or not at all.
   for (const std::uint64_t at : {gva.value, gva.value + size - 1}) {
-    if (const auto probe = walk(vcpu, Gva{at}, x86::AccessKind::Write); !probe) return probe.error().exception;
+    if (const auto seen = walk(vcpu, Gva{at}, x86::AccessKind::Write, system); !seen) return seen.error().exception;
   }
-  return each_page(vcpu, gva, size, x86::AccessKind::Write, [&](Gpa gpa, std::size_t done, std::size_t part) {
+  return each_page(vcpu, gva, size, x86::AccessKind::Write, system, [&](Gpa gpa, std::size_t done, std::size_t part) {
     // A store to ROM goes nowhere.
     if (!map_.is_read_only(gfn_of(gpa))) (void)ram_.write(gpa, static_cast<const std::byte*>(data) + done, part);
   });
@@ -126,7 +142,7 @@ std::optional<x86::Exception> Mmu::write(Vcpu& vcpu, Gva gva, const void* data, 
 
 std::size_t Mmu::read_code(Vcpu& vcpu, void* out, std::size_t size) {
   std::size_t have = 0;
-  (void)each_page(vcpu, Gva{vcpu.regs.rip}, size, x86::AccessKind::Execute,
+  (void)each_page(vcpu, Gva{vcpu.regs.rip}, size, x86::AccessKind::Execute, false,
                   [&](Gpa gpa, std::size_t done, std::size_t part) {
                     if (ram_.read(gpa, static_cast<std::byte*>(out) + done, part)) have = done + part;
                   });

@@ -7,7 +7,8 @@
 /// Errors:   an access that the guest may not make is an x86::Exception for it.
 /// Threads:  none of its own.
 /// Lifetime: `ram` and `map` outlive it.
-/// Leaves out: user mode (guests run in ring 0), and KVMI rights for the processor's own accesses to tables and frames.
+/// Leaves out: KVMI rights for the processor's own accesses to tables and frames, and for the memory operands of the
+///           instructions that the machine executes itself.
 
 #include <cstddef>
 #include <cstdint>
@@ -51,9 +52,24 @@ class Mmu {
   /// and much cheaper where most of the address space stays.
   void revalidate(Vcpu& vcpu);
 
-  /// The guest's bytes at a virtual address, as the processor's own (implicit supervisor) access.
-  [[nodiscard]] std::optional<x86::Exception> read(Vcpu& vcpu, Gva gva, void* out, std::size_t size);
-  [[nodiscard]] std::optional<x86::Exception> write(Vcpu& vcpu, Gva gva, const void* data, std::size_t size);
+  /// May the instruction at RIP make this access? As resolve(), but nothing is mapped: Mapped only says that it may.
+  /// `gpa` is where it goes then.
+  Resolution probe(Vcpu& vcpu, Gva gva, x86::AccessKind access, Gpa& gpa);
+
+  /// The guest's bytes at a virtual address, with the privilege of the code that the vCPU executes.
+  [[nodiscard]] std::optional<x86::Exception> read(Vcpu& vcpu, Gva gva, void* out, std::size_t size) {
+    return read_as(vcpu, gva, out, size, false);
+  }
+  [[nodiscard]] std::optional<x86::Exception> write(Vcpu& vcpu, Gva gva, const void* data, std::size_t size) {
+    return write_as(vcpu, gva, data, size, false);
+  }
+  /// As the processor's own (implicit supervisor) access: descriptors, gates, task states, frames of handlers.
+  [[nodiscard]] std::optional<x86::Exception> read_system(Vcpu& vcpu, Gva gva, void* out, std::size_t size) {
+    return read_as(vcpu, gva, out, size, true);
+  }
+  [[nodiscard]] std::optional<x86::Exception> write_system(Vcpu& vcpu, Gva gva, const void* data, std::size_t size) {
+    return write_as(vcpu, gva, data, size, true);
+  }
   /// Bytes of code at RIP: as many as can be read, at most `size`.
   std::size_t read_code(Vcpu& vcpu, void* out, std::size_t size);
   /// Where a virtual address is now, rights not asked.
@@ -68,16 +84,23 @@ class Mmu {
   }
   void set_rights(Gfn first, std::uint64_t pages, x86::PageRights rights);
   void allow_everything();
+  [[nodiscard]] bool is_read_only(Gfn gfn) const { return map_.is_read_only(gfn); }
 
   [[nodiscard]] GuestRam& ram() { return ram_; }
   [[nodiscard]] const x86::CpuFeatures& cpu() const { return cpu_; }
 
  private:
-  Result<x86::Translation, x86::WalkFault> walk(const Vcpu& vcpu, Gva gva, x86::AccessKind access) const;
+  Result<x86::Translation, x86::WalkFault> walk(const Vcpu& vcpu, Gva gva, x86::AccessKind access,
+                                                bool system = false) const;
+  std::optional<x86::Exception> read_as(Vcpu& vcpu, Gva gva, void* out, std::size_t size, bool system);
+  std::optional<x86::Exception> write_as(Vcpu& vcpu, Gva gva, const void* data, std::size_t size, bool system);
   /// Rights that need no further look at the page tables: a write that would set the Dirty bit has to be walked first.
+  /// What KVMI leaves of a page for the instruction at RIP.
+  [[nodiscard]] x86::PageRights allowed_rights(const Vcpu& vcpu, Gfn gfn) const;
   [[nodiscard]] x86::PageRights settled_rights(const Vcpu& vcpu, Gva gva) const;
   template <class Copy>
-  std::optional<x86::Exception> each_page(Vcpu& vcpu, Gva gva, std::size_t size, x86::AccessKind access, Copy copy);
+  std::optional<x86::Exception> each_page(Vcpu& vcpu, Gva gva, std::size_t size, x86::AccessKind access, bool system,
+                                          Copy copy);
   [[nodiscard]] x86::PageRights slot_rights(Gfn gfn) const {
     return map_.is_read_only(gfn) ? KVMI_PAGE_ACCESS_R | KVMI_PAGE_ACCESS_X : x86::kRightsAll;
   }

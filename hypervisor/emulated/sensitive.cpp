@@ -10,8 +10,8 @@
 #include "arch/x86/msrs.h"
 #include "arch/x86/registers.h"
 #include "hypervisor/emulated/cpuid.h"
-#include "hypervisor/emulated/delivery.h"
 #include "hypervisor/emulated/descriptors.h"
+#include "hypervisor/emulated/privilege.h"
 #include "hypervisor/emulated/xsave.h"
 #include "hypervisor/emulated/xsave_instructions.h"
 
@@ -23,6 +23,25 @@ using x86::InsnKind;
 
 constexpr x86::Exception kGp0{x86::vector::kGp, true, 0, 0};
 constexpr x86::Exception kUd{x86::vector::kUd, false, 0, 0};
+constexpr x86::Exception kDebug{x86::vector::kDb, false, 0, 0};
+
+/// IOPL and CR4 have a say in these.
+bool checks_privilege_itself(InsnKind kind) {
+  switch (kind) {
+    case InsnKind::Cli:
+    case InsnKind::Sti:
+    case InsnKind::In:
+    case InsnKind::Out:
+    case InsnKind::Ins:
+    case InsnKind::Outs:
+    case InsnKind::Popf:
+    case InsnKind::Pushf:
+    case InsnKind::Iret:
+    case InsnKind::Rdtsc:
+    case InsnKind::Rdpmc: return true;
+    default: return false;
+  }
+}
 
 /// Executes one instruction; `next()` moves on.
 class Executor {
@@ -58,15 +77,18 @@ class Executor {
       case InsnKind::Ltr: return descriptor(KVMI_DESC_TR, true);
       case InsnKind::Swapgs: return swapgs();
       case InsnKind::Syscall: return syscall();
+      case InsnKind::Sysret: return sysret();
       case InsnKind::Iret: return iret();
       case InsnKind::Int3: return int3();
-      case InsnKind::IntN: next(); return Interrupted{insn_.number};
-      case InsnKind::Int1: next(); return Interrupted{x86::vector::kDb};
+      case InsnKind::IntN: next(); return Interrupted{insn_.number, insn_.length};
+      case InsnKind::Int1: next(); return Interrupted{x86::vector::kDb, insn_.length, false};
       case InsnKind::Vmcall:
       case InsnKind::Vmmcall: return hypercall();
       case InsnKind::Rdtscp: return rdtscp();
-      default: return Raised{kUd};  // UD2, SYSRET, SYSEXIT, VMX and SVM instructions
+      default: break;
     }
+    if (const auto done = execute_flags_and_ports(mmu_, vcpu_, insn_)) return finish(*done);
+    return Raised{kUd};  // UD2, SYSENTER, SYSEXIT, VMX and SVM instructions
   }
 
  private:
@@ -107,6 +129,7 @@ class Executor {
   Effect mov_to_dr() {
     const unsigned n = debug_register();
     if (n == 8) return Raised{kUd};
+    if (guarded()) return Raised{kDebug};
     if (n >= 6 && (gpr() >> 32) != 0) return Raised{kGp0};
     if (n == 6) vcpu_.dr[6] = (gpr() & 0x1e00f) | 0xffff0ff0;
     else if (n == 7) vcpu_.dr[7] = (gpr() & 0xffff2fff) | 0x400;
@@ -116,9 +139,11 @@ class Executor {
   Effect mov_from_dr() {
     const unsigned n = debug_register();
     if (n == 8) return Raised{kUd};
+    if (guarded()) return Raised{kDebug};
     gpr() = vcpu_.dr[n];
     return next();
   }
+  [[nodiscard]] bool guarded() const { return (vcpu_.dr[7] & kDr7GeneralDetect) != 0; }
   /// DR4 and DR5 are DR6 and DR7 unless CR4.DE is set; 8: there is no such register.
   [[nodiscard]] unsigned debug_register() const {
     if (insn_.number > 7) return 8;
@@ -242,23 +267,19 @@ class Executor {
   }
 
   Effect syscall() {
-    if ((vcpu_.sregs.efer & x86::efer::kSce) == 0) return Raised{kUd};
-    next();
-    vcpu_.regs.rcx = vcpu_.regs.rip;
-    vcpu_.regs.r11 = vcpu_.regs.rflags & ~x86::rflags::kRf;
-    vcpu_.regs.rip = vcpu_.msrs.get(x86::msr::kLstar).value();
-    vcpu_.regs.rflags &= ~(vcpu_.msrs.get(x86::msr::kFmask).value() | x86::rflags::kRf);
-    vcpu_.regs.rflags |= x86::rflags::kFixed;
-    const std::uint64_t star = vcpu_.msrs.get(x86::msr::kStar).value();
-    vcpu_.sregs.cs.selector = static_cast<std::uint16_t>((star >> 32) & 0xfffc);
-    vcpu_.sregs.ss.selector = static_cast<std::uint16_t>(((star >> 32) & 0xfffc) + 8);
+    if (const auto exception = execute_syscall(mmu_, vcpu_, insn_.length)) return Raised{*exception};
+    vcpu_.trap_flag = (vcpu_.regs.rflags & x86::rflags::kTf) != 0;  // a masked TF does not trap in the kernel
+    return Executed{};
+  }
+  Effect sysret() {
+    if (const auto exception = execute_sysret(mmu_, vcpu_, insn_.operand_bytes == 8)) return Raised{*exception};
     return Executed{};
   }
 
   Effect iret() {
     if (insn_.operand_bytes != 8) return Raised{kGp0};
     if (const auto exception = return_from_interrupt(mmu_, vcpu_)) return Raised{*exception};
-    return Executed{};
+    return Executed{true};
   }
 
   Effect int3() {
@@ -267,7 +288,7 @@ class Executor {
       return Watched{BreakpointData{gpa.value_or(Gpa{}), insn_.length}, insn_.length};
     }
     next();
-    return Interrupted{x86::vector::kBp};
+    return Interrupted{x86::vector::kBp, insn_.length};
   }
 
   Effect hypercall() {
@@ -296,6 +317,9 @@ Effect execute_sensitive(Mmu& mmu, Vcpu& vcpu, const hypervisor::Hooks& hooks) {
   const auto insn = x86::decode(std::span(code).first(have), x86::Mode::Bits64);
   if (!insn) return Raised{kUd};
   if (insn->lock) return Raised{kUd};
+  if (insn->privileged && !checks_privilege_itself(insn->kind) && x86::privilege_level(vcpu.regs, vcpu.sregs) != 0) {
+    return Raised{kGp0};
+  }
   if (insn->kind == InsnKind::Other) {
     auto effect = execute_segment_move(mmu, vcpu, *insn, std::span(code).first(insn->length));
     if (!effect) effect = execute_xsave(mmu, vcpu, *insn, std::span(code).first(insn->length));

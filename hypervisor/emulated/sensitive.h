@@ -8,7 +8,7 @@
 ///           the caller raises the event and calls write_cr() or write_msr() when it is allowed.
 /// Errors:   what the guest did wrong is an exception for it.
 /// Threads:  none of its own.
-/// Leaves out: what leads out of ring 0 (SYSRET, SYSEXIT: #UD), far returns, I/O.
+/// Leaves out: SYSENTER and SYSEXIT (#UD), far calls and returns.
 
 #include <cstdint>
 #include <optional>
@@ -24,12 +24,16 @@
 
 namespace kvmid::emulated {
 
-struct Executed {};  ///< done; RIP is where it goes on
+struct Executed {  ///< done; RIP is where it goes on
+  bool resume_flag = false;  ///< RFLAGS.RF is what the instruction loaded
+};
 struct Raised {      ///< a fault; RIP is at the instruction
   x86::Exception exception;
 };
-struct Interrupted {  ///< INT n; RIP is behind it
+struct Interrupted {  ///< INT n, INT1; RIP is behind it
   std::uint8_t vector = 0;
+  std::uint8_t insn_length = 0;
+  bool software = true;  ///< not INT1, which no gate forbids
 };
 struct HaltExecuted {};  ///< HLT; RIP is behind it
 struct Watched {         ///< not done: an event comes first; RIP is at the instruction

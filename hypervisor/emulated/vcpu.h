@@ -10,6 +10,7 @@
 
 #include "arch/x86/exceptions.h"
 #include "arch/x86/page_access.h"
+#include "hypervisor/emulated/access.h"
 #include "hypervisor/emulated/engine.h"
 #include "hypervisor/emulated/msr_table.h"
 #include "protocol/ids.h"
@@ -17,6 +18,9 @@
 #include "protocol/message.h"
 
 namespace kvmid::emulated {
+
+/// DR7.GD: MOV to and from a debug register is #DB.
+inline constexpr std::uint64_t kDr7GeneralDetect = 1u << 13;
 
 using Clock = std::chrono::steady_clock;
 
@@ -28,6 +32,24 @@ struct alignas(kPageSize) ShadowPage {
 struct Override {
   Gfn gfn;
   x86::PageRights rights = 0;
+};
+
+/// An exception between its cause and its handler.
+struct PendingException {
+  enum class Origin : std::uint8_t {
+    Processor,  ///< an instruction, a breakpoint or the delivery of another exception raised it
+    Software,   ///< INT n, INT3
+    Injected,   ///< by an agent
+  };
+
+  x86::Exception exception;
+  Origin origin = Origin::Processor;
+  x86::ExceptionKind kind = x86::ExceptionKind::Fault;
+  bool at_instruction = true;               ///< RIP is at the instruction that caused it
+  std::uint8_t length = 0;                  ///< Software: how far RIP has been moved behind the instruction
+  std::uint64_t debug_causes = 0;           ///< #DB: bits of DR6
+  std::uint64_t rip = 0;                    ///< where the vCPU was as it began
+  std::optional<std::uint8_t> displaced{};  ///< vector of the injected exception that is lost for it
 };
 
 struct Vcpu;
@@ -69,6 +91,12 @@ struct Vcpu {
   Clock::time_point wake{};
   unsigned pauses = 0;  ///< PAUSE events that are asked for and not yet raised
   std::optional<x86::Exception> injection;
+
+  std::optional<PendingException> exception;  ///< on its way to the guest; while Waiting, a TRAP event tells of it
+  std::uint64_t debug_causes = 0;             ///< DR6 bits of a debug trap that comes before the next instruction
+  bool trap_flag = false;                     ///< RFLAGS.TF as the instruction under way began
+  std::optional<bool> step;                   ///< a SINGLESTEP event that is owed: did the step fail?
+  std::unique_ptr<AccessRun> access;          ///< the instruction at its RIP makes ACCESS events
 
   // While Waiting
   Event event;

@@ -304,4 +304,12 @@ CommandServer::Outcome CommandServer::run(const ControlMsr& command) {
   return ReplyBody{};
 }
 
+CommandServer::Outcome CommandServer::run(const ControlSinglestep& command) {
+  if (!serves(CommandId::ControlSinglestep)) return not_served();
+  if (!is_vcpu(command.vcpu)) return no_such_vcpu(command.vcpu);
+  backend_.hooks().set_singlestep(command.vcpu, command.enable);
+  backend_.hooks_changed();
+  return ReplyBody{};
+}
+
 }  // namespace kvmid::hypervisor

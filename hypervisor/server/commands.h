@@ -37,6 +37,7 @@ class CommandServer {
   Outcome run(const ControlEvents& command);
   Outcome run(const ControlCr& command);
   Outcome run(const ControlMsr& command);
+  Outcome run(const ControlSinglestep& command);
   // state_commands.cpp
   Outcome run(const ShutdownGuest& command);
   Outcome run(const GetCpuid& command);

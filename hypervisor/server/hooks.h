@@ -3,7 +3,8 @@
 
 /// Which events, control registers and MSRs are watched, per vCPU.
 ///
-/// Purpose:  the state behind CONTROL_EVENTS, CONTROL_CR and CONTROL_MSR, the same in every hypervisor.
+/// Purpose:  the state behind CONTROL_EVENTS, CONTROL_CR, CONTROL_MSR and CONTROL_SINGLESTEP, the same in every
+///           hypervisor.
 /// Errors:   none; callers check numbers first.
 /// Threads:  none of its own.
 
@@ -36,10 +37,17 @@ class Hooks {
   void set_msr(VcpuId vcpu, std::uint32_t msr, bool enable);
   void clear();
 
+  /// Does every instruction make an event?
+  [[nodiscard]] bool singlesteps(VcpuId vcpu) const {
+    return vcpus_[vcpu.value].singlestep && watches(vcpu, EventKind::Singlestep);
+  }
+  void set_singlestep(VcpuId vcpu, bool enable) { vcpus_[vcpu.value].singlestep = enable; }
+
  private:
   struct Vcpu {
     EventSet events;
     std::uint8_t crs = 0;
+    bool singlestep = false;
     std::bitset<x86::kTrackableMsrCount> msrs;
   };
   std::vector<Vcpu> vcpus_;

@@ -88,7 +88,10 @@ std::optional<std::string> Session::serve_reply(const EventReply& reply, Seq seq
   if (!open->actions.has(reply.action)) {
     return bad("action " + std::string(name_of(reply.action)) + " is not offered by this event");
   }
-  if (reply.trap_access || reply.step_over) return bad("TRAP_ACCESS and STEP_OVER are not offered by this hypervisor");
+  if (reply.step_over) return bad("STEP_OVER is not offered by this hypervisor");
+  if (reply.trap_access && !backend_.facts().events.has(EventKind::Access)) {
+    return bad("TRAP_ACCESS is not offered by this hypervisor: it has no ACCESS events");
+  }
   open.reset();
   backend_.answer(reply);
   return std::nullopt;
