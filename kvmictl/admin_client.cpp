@@ -44,14 +44,36 @@ Result<nlohmann::json, ClientError> admin_answer(unsigned status, const std::str
   std::string message = "kvmid answered HTTP " + std::to_string(status);
   if (json.is_object() && json["error"].is_object() && json["error"]["message"].is_string()) {
     message = json["error"]["message"].get<std::string>();
+    const auto& path = json["error"]["path"];
+    if (path.is_string() && !path.get<std::string>().empty()) message = path.get<std::string>() + ": " + message;
+  }
+  const bool lacking = status == 404 && message.starts_with("no such resource");
+  if (lacking || status == 405) {
+    return ClientError{ClientErrc::Failed, ErrorCode::NotServed, "this kvmid does not serve that: " + message, 0};
   }
   if (status == 404) return ClientError{ClientErrc::NoGuest, ErrorCode::NoEntry, message, 0};
   if (status == 403) return ClientError{ClientErrc::Refused, ErrorCode::NotPermitted, message, 0};
   return ClientError{ClientErrc::Failed, ErrorCode::None, message, 0};
 }
 
-Result<nlohmann::json, ClientError> admin_get(const std::string& socket, const std::string& target,
-                                              client::Millis timeout) {
+std::string query_escaped(const std::string& text) {
+  static constexpr std::string_view kDigits = "0123456789ABCDEF";
+  std::string out;
+  for (const char c : text) {
+    const auto byte = static_cast<unsigned char>(c);
+    const bool plain = (byte >= '0' && byte <= '9') || (byte >= 'a' && byte <= 'z') || (byte >= 'A' && byte <= 'Z') ||
+                       std::string_view("-_.~").find(c) != std::string_view::npos;
+    if (plain) {
+      out += c;
+    } else {
+      out += {'%', kDigits[byte >> 4U], kDigits[byte & 15U]};
+    }
+  }
+  return out;
+}
+
+Result<nlohmann::json, ClientError> admin_call(const std::string& socket, const AdminRequest& request,
+                                               client::Millis timeout) {
   // Connecting by our own function: it explains what is wrong with the socket.
   auto connected = client::connect_stream(socket, client::deadline_after(timeout));
   if (!connected) return connected.error();
@@ -64,13 +86,16 @@ Result<nlohmann::json, ClientError> admin_get(const std::string& socket, const s
   (void)connected->release();
   stream.expires_after(timeout);
 
-  http::request<http::empty_body> request(http::verb::get, target, 11);
-  request.set(http::field::host, "kvmid");
-  request.set(http::field::connection, "close");
+  http::request<http::string_body> message(http::string_to_verb(request.method), request.target, 11);
+  message.set(http::field::host, "kvmid");
+  message.set(http::field::connection, "close");
+  if (!request.body.empty()) message.set(http::field::content_type, "application/json");
+  message.body() = request.body;
+  message.prepare_payload();
   beast::flat_buffer buffer;
   http::response_parser<http::string_body> parser;
   parser.body_limit(kBodyMax);
-  http::async_write(stream, request, [&](boost::system::error_code written, std::size_t) {
+  http::async_write(stream, message, [&](boost::system::error_code written, std::size_t) {
     code = written;
     if (code) return;
     http::async_read(stream, buffer, parser, [&](boost::system::error_code read, std::size_t) { code = read; });

@@ -6,6 +6,7 @@
 /// Purpose:  parsing knows nothing of what the commands do, so it can be tested alone.
 /// Errors:   a usage error is exit code 2 with the text to print.
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -26,31 +27,72 @@ enum ExitCode : int {
   kTimeout = 7,
 };
 
-enum class Subcommand { Guests, Guest, Agents, Events, Regs, MemRead, Pause, Resume, Status };
+enum class Subcommand {
+  Guests,
+  Guest,
+  Agents,
+  Agent,
+  Status,
+  Top,
+  Events,
+  Regs,
+  MemRead,
+  MemWrite,
+  Disas,
+  Pause,
+  Resume,
+  Crash,
+  PolicyCheck,
+  Reload,
+  LogLevel,
+  Doctor,
+};
+
+/// Whom `policy check` asks about. Without any number: this process.
+struct PolicyQuestion {
+  std::optional<std::uint32_t> uid;
+  std::vector<std::uint32_t> gids;
+  std::optional<std::uint32_t> cid;
+  std::string command;  ///< empty: not asked
+  std::string event;    ///< empty: not asked
+};
 
 struct Arguments {
   Subcommand subcommand{};
   std::string admin_socket;
   std::string agent_socket;
   bool json = false;
-  std::string guest;
-  std::optional<std::uint16_t> vcpu;  ///< none: all (regs: 0)
+  std::string guest;  ///< doctor: may be empty
+  std::uint32_t agent = 0;
+  std::optional<std::uint16_t> vcpu;  ///< none: all (regs, disas, crash: 0)
   std::string kinds = "all";
-  std::uint64_t count = 0;  ///< 0: no end
-  std::uint64_t address = 0;
+  std::uint64_t count = 0;               ///< events: 0 is no end; disas: instructions
+  std::optional<std::uint64_t> address;  ///< disas: none is RIP
   std::uint64_t length = 0;
   bool raw = false;
   std::optional<double> hold_seconds;  ///< pause --for
+  bool yes = false;                    ///< do not ask
+  bool force = false;                  ///< mem write: also over bytes that changed meanwhile
+  std::vector<std::byte> data;         ///< mem write HEX
+  std::string file;                    ///< mem write --file; policy check and doctor --config
+  bool physical = false;               ///< disas: the address is not translated
+  bool once = false;
+  double interval_seconds = 1;
+  PolicyQuestion policy;
+  std::string level;
+  std::string hypervisor_socket;   ///< doctor; empty: beside the admin socket
+  std::vector<std::string> needs;  ///< doctor: commands and events that a guest must have
 };
 
-/// Nothing to do but print: help, or what is wrong.
+/// Nothing to do but print: help, a completion script, or what is wrong.
 struct Answer {
   int exit_code = kOk;
   std::string out;    ///< for stdout
   std::string error;  ///< for stderr
 };
 
-/// Environment: KVMID_ADMIN_SOCKET and KVMID_AGENT_SOCKET are the defaults of the socket options.
+/// Environment: KVMID_ADMIN_SOCKET, KVMID_AGENT_SOCKET and KVMID_HYPERVISOR_SOCKET are the defaults of the socket
+/// options.
 std::variant<Arguments, Answer> parse(const std::vector<std::string>& words);
 
 }  // namespace kvmid::ctl

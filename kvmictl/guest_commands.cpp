@@ -146,9 +146,9 @@ int regs(const Arguments& arguments) {
 int mem_read(const Arguments& arguments) {
   auto attached = AgentClient::attach(connect_options(arguments), arguments.guest);
   if (!attached) return explain(attached.error());
-  std::string hex_digits;
+  std::string digits;
   for (std::uint64_t done = 0; done < arguments.length;) {
-    const std::uint64_t at = arguments.address + done;
+    const std::uint64_t at = *arguments.address + done;
     const auto read = attached->read_physical(Gpa{at}, std::min(kChunk, arguments.length - done));
     if (!read) return explain(read.error());
     const auto& data = read->data;
@@ -158,19 +158,15 @@ int mem_read(const Arguments& arguments) {
         return kFailed;
       }
     } else if (arguments.json) {
-      static constexpr std::string_view kDigits = "0123456789abcdef";
-      for (const std::byte byte : data) {
-        hex_digits += kDigits[std::to_integer<unsigned>(byte) >> 4U];
-        hex_digits += kDigits[std::to_integer<unsigned>(byte) & 15U];
-      }
+      digits += hex_digits(data);
     } else {
       print(hex_dump(at, data));
     }
     done += data.size();
   }
   if (arguments.json) {
-    print("{\"schema\":1,\"gpa\":\"" + hex(arguments.address) + "\",\"bytes\":" + std::to_string(arguments.length) +
-          ",\"data\":\"" + hex_digits + "\"}\n");
+    print("{\"schema\":1,\"gpa\":\"" + hex(*arguments.address) + "\",\"bytes\":" + std::to_string(arguments.length) +
+          ",\"data\":\"" + digits + "\"}\n");
   }
   return kOk;
 }

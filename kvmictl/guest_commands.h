@@ -12,8 +12,11 @@ namespace kvmid::ctl {
 int events(const Arguments& arguments);
 int regs(const Arguments& arguments);
 int mem_read(const Arguments& arguments);
-int pause(const Arguments& arguments);   // pause.cpp
-int resume(const Arguments& arguments);  // pause.cpp
+int mem_write(const Arguments& arguments);  // guest_changes.cpp
+int crash(const Arguments& arguments);      // guest_changes.cpp
+int disas(const Arguments& arguments);      // disas.cpp
+int pause(const Arguments& arguments);      // pause.cpp
+int resume(const Arguments& arguments);     // pause.cpp
 
 /// Says on stderr what went wrong and what to do about it; returns the exit code.
 int explain(const client::ClientError& error);

@@ -10,9 +10,12 @@
 #include "client/guest_names.h"
 #include "kvmictl/admin_client.h"
 #include "kvmictl/arguments.h"
+#include "kvmictl/daemon_commands.h"
+#include "kvmictl/doctor.h"
 #include "kvmictl/guest_commands.h"
 #include "kvmictl/render.h"
 #include "kvmictl/table.h"
+#include "kvmictl/top.h"
 #include "protocol/handshake.h"
 
 namespace kvmid::ctl {
@@ -29,6 +32,29 @@ Answered one_guest(const Arguments& arguments) {
   const auto uuid = client::find_guest(guest_names(*list), arguments.guest);
   if (!uuid) return uuid.error();
   return admin_get(arguments.admin_socket, "/v1/guests/" + to_string(*uuid), kAdminTimeout);
+}
+
+/// One agent: its entry in the list, and the guest that it is attached to.
+int show_agent(const Arguments& arguments, std::size_t width) {
+  const auto list = admin_get(arguments.admin_socket, "/v1/agents", kAdminTimeout);
+  if (!list) return explain(list.error());
+  for (const auto& agent : child(*list, "agents").is_array() ? child(*list, "agents") : Json::array()) {
+    if (number(agent, "id") != arguments.agent) continue;
+    Json out{{"schema", 1}};
+    out.update(agent);
+    Json guest;
+    if (child(agent, "guest").is_string()) {
+      auto answer = admin_get(arguments.admin_socket, "/v1/guests/" + field(agent, "guest"), kAdminTimeout);
+      if (answer) guest = std::move(*answer);  // without it the agent itself is still worth showing
+    }
+    const std::string text = arguments.json ? out.dump(2, ' ', false, Json::error_handler_t::replace) + "\n"
+                                            : render_agent(agent, guest, width);
+    std::fwrite(text.data(), 1, text.size(), stdout);
+    return kOk;
+  }
+  std::fprintf(stderr, "kvmictl: there is no agent %u; `kvmictl agents` lists those that are connected\n",
+               arguments.agent);
+  return kFailed;
 }
 
 template <class Render>
@@ -55,6 +81,10 @@ int run(const Arguments& arguments) {
       return show(arguments, one_guest(arguments), [&](const Json& json) { return render_guest(json, width); });
     case Subcommand::Agents:
       return show(arguments, get("/v1/agents"), [&](const Json& json) { return render_agents(json, width); });
+    case Subcommand::Agent:
+      return show_agent(arguments, width);
+    case Subcommand::Top:
+      return top(arguments);
     case Subcommand::Status:
       return show(arguments, get("/v1/status"), [&](const Json& json) { return render_status(json); });
     case Subcommand::Events:
@@ -63,6 +93,20 @@ int run(const Arguments& arguments) {
       return regs(arguments);
     case Subcommand::MemRead:
       return mem_read(arguments);
+    case Subcommand::MemWrite:
+      return mem_write(arguments);
+    case Subcommand::Disas:
+      return disas(arguments);
+    case Subcommand::Crash:
+      return crash(arguments);
+    case Subcommand::PolicyCheck:
+      return policy_check(arguments);
+    case Subcommand::Reload:
+      return reload(arguments);
+    case Subcommand::LogLevel:
+      return log_level(arguments);
+    case Subcommand::Doctor:
+      return doctor(arguments);
     case Subcommand::Pause:
       return pause(arguments);
     case Subcommand::Resume:

@@ -96,12 +96,13 @@ PauseHolder::End PauseHolder::hold(SteadyClock::time_point until, StopSignal& si
   }
 }
 
-Result<std::size_t, ClientError> PauseHolder::release() {
+Result<std::size_t, ClientError> PauseHolder::release(Action action) {
   auto batch = client_.batch();
-  for (const auto& event : events_) batch.reply(event, Action::Allow);
+  for (const auto& event : events_) batch.reply(event, action);
   if (auto sent = batch.send(); !sent) return sent.error();
   const std::size_t count = events_.size();
   events_.clear();
+  if (action == Action::Crash) return count;  // GUEST_OFF tells that it was read
   // Replies have no answer; a command behind them has, so when it comes they were read and not lost with the close.
   if (auto read = client_.get_version(); !read) return read.error();
   return count;

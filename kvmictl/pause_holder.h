@@ -27,11 +27,14 @@ class PauseHolder {
   enum class End { Time, Signal, Asked, Expired, Lost };
   End hold(client::SteadyClock::time_point until, client::StopSignal& signal, int listener,
            const std::function<void(const std::string&)>& say);
-  /// Answers what is still held; how many vCPUs that were.
-  Result<std::size_t, client::ClientError> release();
+  /// Answers what is still held; how many vCPUs that were. Crash ends the guest.
+  Result<std::size_t, client::ClientError> release(Action action = Action::Allow);
 
   [[nodiscard]] std::size_t held() const { return events_.size(); }
   [[nodiscard]] const client::Welcome& guest() const { return client_.welcome(); }
+  /// For commands while the vCPUs stand still. Messages are taken by hold() only.
+  [[nodiscard]] client::AgentClient& client() { return client_; }
+  [[nodiscard]] const std::vector<client::ReceivedEvent>& events() const { return events_; }
   /// kvmid's limit as the PAUSE events said it; 0: none.
   [[nodiscard]] std::chrono::milliseconds limit() const;
 

@@ -1,58 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "kvmictl/render.h"
 
+#include <algorithm>
 #include <array>
 #include <cstdio>
 
 #include "client/event_text.h"
+#include "kvmictl/json_text.h"
 #include "kvmictl/table.h"
 #include "protocol/handshake.h"
 
 namespace kvmid::ctl {
 namespace {
-
-/// A field as text, whatever its type; "-" where it is missing or null.
-std::string field(const Json& object, std::string_view name) {
-  if (!object.is_object()) return "-";
-  const auto found = object.find(name);
-  if (found == object.end() || found->is_null()) return "-";
-  if (found->is_string()) return found->get<std::string>();
-  if (found->is_boolean()) return found->get<bool>() ? "yes" : "no";
-  return found->dump(-1, ' ', false, Json::error_handler_t::replace);
-}
-
-const Json& child(const Json& object, std::string_view name) {
-  static const Json kNothing;
-  if (!object.is_object()) return kNothing;
-  const auto found = object.find(name);
-  return found == object.end() ? kNothing : *found;
-}
-
-std::string joined(const Json& array, std::string_view separator = ",") {
-  std::string out;
-  if (!array.is_array()) return "-";
-  for (const auto& item : array) {
-    if (!out.empty()) out += separator;
-    out += item.is_string() ? item.get<std::string>() : item.dump(-1, ' ', false, Json::error_handler_t::replace);
-  }
-  return out.empty() ? "-" : out;
-}
-
-std::string counters_text(const Json& counters, std::string_view indent) {
-  std::string out;
-  if (!counters.is_object()) return out;
-  for (const auto& [name, value] : counters.items()) {
-    out += std::string(indent) + printable(name) + " " +
-           printable(value.is_string() ? value.get<std::string>() : value.dump()) + "\n";
-  }
-  return out;
-}
-
-std::string line(std::string_view label, const std::string& value) {
-  std::string out(label);
-  out.resize(std::max<std::size_t>(14, out.size() + 1), ' ');
-  return out + printable(value) + "\n";
-}
 
 using RegisterField = std::pair<const char*, std::uint64_t kvmi_x86_regs::*>;
 constexpr std::array<RegisterField, 18> kRegisters{{
@@ -122,10 +81,10 @@ std::string render_guests(const Json& answer, std::size_t width) {
   Table table({{"NAME", Table::Align::Left, 8},
                {"UUID", Table::Align::Left, 8},
                {"STATE"},
-               {"DIALECT", Table::Align::Left, 4},
-               {"VCPUS", Table::Align::Right},
-               {"AGENTS", Table::Align::Right},
-               {"EVENTS", Table::Align::Right}});
+               {"DIALECT", Table::Align::Left, 4, 3},
+               {"VCPUS", Table::Align::Right, 0, 2},
+               {"AGENTS", Table::Align::Right, 0, 1},
+               {"EVENTS", Table::Align::Right, 0, 4}});
   for (const auto& guest : guests) {
     table.add({field(guest, "name"), field(guest, "uuid"), field(guest, "state"), field(guest, "dialect"),
                field(guest, "vcpus"), field(guest, "agents"), field(guest, "events")});
@@ -140,19 +99,18 @@ std::string render_agents(const Json& answer, std::size_t width) {
                {"NAME", Table::Align::Left, 8},
                {"GUEST", Table::Align::Left, 8},
                {"ROLE"},
-               {"PRIO", Table::Align::Right},
-               {"DEADLINE", Table::Align::Right},
-               {"PID", Table::Align::Right},
-               {"UID", Table::Align::Right},
-               {"EXPIRED", Table::Align::Right},
-               {"EVENTS", Table::Align::Left, 6},
-               {"POLICY", Table::Align::Left, 6}});
+               {"PRIO", Table::Align::Right, 0, 4},
+               {"DEADLINE", Table::Align::Right, 0, 3},
+               {"PID", Table::Align::Right, 0, 2},
+               {"UID", Table::Align::Right, 0, 5},
+               {"EXPIRED", Table::Align::Right, 0, 1},
+               {"EVENTS", Table::Align::Left, 6, 7},
+               {"POLICY", Table::Align::Left, 6, 6}});
   for (const auto& agent : agents) {
     const bool control = child(agent, "guest").is_null();
-    const bool demoted = child(agent, "demoted").is_boolean() && child(agent, "demoted").get<bool>();
     const std::string deadline = field(agent, "deadline_ms");
     table.add({field(agent, "id"), field(agent, "name"), control ? "(control)" : field(agent, "guest_name"),
-               field(agent, "role") + (demoted ? " (demoted)" : ""), field(agent, "priority"),
+               field(agent, "role") + (is_true(agent, "demoted") ? " (demoted)" : ""), field(agent, "priority"),
                deadline == "-" ? deadline : deadline + " ms", field(agent, "pid"), field(agent, "uid"),
                field(agent, "expired"), joined(child(agent, "events")), field(agent, "policy")});
   }
@@ -161,15 +119,15 @@ std::string render_agents(const Json& answer, std::size_t width) {
 
 std::string render_guest(const Json& guest, std::size_t width) {
   const Json& hypervisor = child(guest, "hypervisor");
-  std::string out = line("name", field(guest, "name")) + line("uuid", field(guest, "uuid")) +
-                    line("state", field(guest, "state")) + line("dialect", field(guest, "dialect")) +
-                    line("arch", field(guest, "arch"));
+  std::string out = labelled("name", field(guest, "name")) + labelled("uuid", field(guest, "uuid")) +
+                    labelled("state", field(guest, "state")) + labelled("dialect", field(guest, "dialect")) +
+                    labelled("arch", field(guest, "arch"));
   const Json& max_gpa = child(guest, "max_gpa");
-  out += line("memory ends", max_gpa.is_number_unsigned() ? client::hex(max_gpa.get<std::uint64_t>()) : "-");
-  out += line("hypervisor", "pid " + field(hypervisor, "pid") + ", uid " + field(hypervisor, "uid"));
-  out += line("commands", joined(child(guest, "commands"), " "));
-  out += line("events", joined(child(guest, "events_supported"), " "));
-  out += line("agents", joined(child(guest, "agent_list")));
+  out += labelled("memory ends", max_gpa.is_number_unsigned() ? client::hex(max_gpa.get<std::uint64_t>()) : "-");
+  out += labelled("hypervisor", "pid " + field(hypervisor, "pid") + ", uid " + field(hypervisor, "uid"));
+  out += labelled("commands", joined(child(guest, "commands"), " "), width);
+  out += labelled("events", joined(child(guest, "events_supported"), " "), width);
+  out += labelled("agents", joined(child(guest, "agent_list"), " "), width);
   const Json& vcpus = child(guest, "vcpu");
   if (vcpus.is_array() && !vcpus.empty()) {
     Table table({{"VCPU", Table::Align::Right},
@@ -190,12 +148,47 @@ std::string render_guest(const Json& guest, std::size_t width) {
   return out;
 }
 
+std::string render_agent(const Json& agent, const Json& guest, std::size_t width) {
+  const bool control = child(agent, "guest").is_null();
+  std::string out = labelled("id", field(agent, "id")) + labelled("name", field(agent, "name"));
+  out += labelled("guest", control ? "none: a control connection"
+                                   : field(agent, "guest_name") + " (" + field(agent, "guest") + ")");
+  out +=
+      labelled("peer", "pid " + field(agent, "pid") + ", uid " + field(agent, "uid") + ", gid " + field(agent, "gid") +
+                           (child(agent, "cid").is_null() ? "" : ", vsock cid " + field(agent, "cid")));
+  out += labelled("policy", field(agent, "policy"));
+  out += labelled("role", field(agent, "role") + (is_true(agent, "demoted") ? ", demoted to observer" : ""));
+  out += labelled("priority", field(agent, "priority"));
+  const std::string deadline = field(agent, "deadline_ms");
+  out += labelled("deadline", deadline == "-" ? deadline : deadline + " ms");
+  out += labelled("missed", field(agent, "expired") + " deadlines, " + field(agent, "strikes") + " in a row");
+  out += labelled("queue", field(agent, "queued_bytes") + " bytes");
+  out += labelled("requests", field(agent, "requests_open") + " open");
+  out += labelled("events", joined(child(agent, "events"), " "), width);
+  Table table({{"VCPU", Table::Align::Right},
+               {"EVENT"},
+               {"SEQ", Table::Align::Right},
+               {"AGE", Table::Align::Right},
+               {"WAITS FOR AGENTS", Table::Align::Left, 6}});
+  bool owes = false;
+  for (const auto& vcpu : child(guest, "vcpu").is_array() ? child(guest, "vcpu") : Json::array()) {
+    const Json& waits_for = child(vcpu, "waits_for");
+    if (!waits_for.is_array() || std::find(waits_for.begin(), waits_for.end(), child(agent, "id")) == waits_for.end()) {
+      continue;
+    }
+    owes = true;
+    table.add({field(vcpu, "id"), field(vcpu, "event"), field(vcpu, "event_seq"), field(vcpu, "age_ms") + " ms",
+               joined(waits_for)});
+  }
+  return out + (owes ? "\nowes a reply to\n" + table.text(width) : labelled("owes", "nothing"));
+}
+
 std::string render_status(const Json& status) {
   const Json& uptime = child(status, "uptime_s");
-  std::string out = line("version", field(status, "version")) + line("pid", field(status, "pid"));
-  out += line("uptime", uptime.is_number() ? duration_text(uptime.get<std::uint64_t>()) : "-");
-  out += line("config", field(status, "config")) + line("shards", field(status, "shards"));
-  out += line("guests", field(status, "guests")) + line("agents", field(status, "agents"));
+  std::string out = labelled("version", field(status, "version")) + labelled("pid", field(status, "pid"));
+  out += labelled("uptime", uptime.is_number() ? duration_text(uptime.get<std::uint64_t>()) : "-");
+  out += labelled("config", field(status, "config")) + labelled("shards", field(status, "shards"));
+  out += labelled("guests", field(status, "guests")) + labelled("agents", field(status, "agents"));
   const std::string counters = counters_text(child(status, "counters"), "  ");
   if (!counters.empty()) out += "counters\n" + counters;
   return out;
@@ -230,6 +223,15 @@ std::string hex_dump(std::uint64_t address, std::span<const std::byte> bytes) {
       }
     }
     out += hex16(address + at) + " " + hex_part + "  |" + text + "|\n";
+  }
+  return out;
+}
+
+std::string hex_digits(std::span<const std::byte> bytes) {
+  static constexpr std::string_view kDigits = "0123456789abcdef";
+  std::string out;
+  for (const std::byte byte : bytes) {
+    out += {kDigits[std::to_integer<unsigned>(byte) >> 4U], kDigits[std::to_integer<unsigned>(byte) & 15U]};
   }
   return out;
 }

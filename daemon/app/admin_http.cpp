@@ -21,6 +21,7 @@
 #include <thread>
 #include <unordered_map>
 
+#include "daemon/app/admin_policy.h"
 #include "daemon/app/event_json.h"
 
 namespace kvmid::app {
@@ -125,6 +126,9 @@ class Session : public std::enable_shared_from_this<Session> {
     keep_alive_ = request.keep_alive();
     const auto method = request.method_string();
     const auto target = request.target();
+    if (is_policy_target({target.data(), target.size()}))
+      return write(policy_answer({method.data(), method.size()}, {target.data(), target.size()}, request.body(),
+                                 resources_.parts().broker));
     const auto route =
         find_route({method.data(), method.size()}, {target.data(), target.size()}, request.body());
     if (!route) return write(answer_of(route.error()));

@@ -26,8 +26,7 @@ std::optional<std::string> percent_decoded(std::string_view text) {
     }
     unsigned value = 0;
     const char* begin = text.data() + 1;
-    if (text.size() < 3 || std::from_chars(begin, begin + 2, value, 16).ptr != begin + 2)
-      return {};
+    if (text.size() < 3 || std::from_chars(begin, begin + 2, value, 16).ptr != begin + 2) return {};
     out += static_cast<char>(value);
     text.remove_prefix(3);
   }
@@ -114,7 +113,8 @@ std::string peer_misses(const core::Rule& rule, const core::Peer& peer) {
   std::string out;
   const auto look = [&](const char* what, const auto& wanted, const std::vector<std::uint32_t>& values) {
     if (wanted.empty() || holds(wanted, values)) return;
-    out += (out.empty() ? "" : "; ") + std::string(what) + " " + list_text(values) + " is not among " + list_text(wanted);
+    out +=
+        (out.empty() ? "" : "; ") + std::string(what) + " " + list_text(values) + " is not among " + list_text(wanted);
   };
   look("uid", rule.uids, list_of(peer.uid));
   look("gid", rule.gids, peer.gids);
@@ -203,8 +203,9 @@ Json explain_policy(const core::Policy& policy, const PolicyQuestion& question, 
 
   bool allowed = grant != nullptr;
   std::string text = "No rule matches: no access. ";
-  text += core::may_connect(policy, question.peer) ? "A control connection is open to this peer, and does not show the guest."
-                                                   : "Not even a control connection is open to this peer.";
+  text += core::may_connect(policy, question.peer)
+              ? "A control connection is open to this peer, and does not show the guest."
+              : "Not even a control connection is open to this peer.";
   Json asked = Json::object();
   if (question.command) asked["command"] = name_of(*question.command);
   if (question.event) asked["event"] = name_of(*question.event);
@@ -212,7 +213,8 @@ Json explain_policy(const core::Policy& policy, const PolicyQuestion& question, 
     text = "Rule " + quoted(grant->rule) + " decides.";
     if (question.command) {
       allowed = grant->commands.has(*question.command);
-      text += " Its commands " + std::string(allowed ? "have " : "lack ") + std::string(name_of(*question.command)) + ".";
+      text +=
+          " Its commands " + std::string(allowed ? "have " : "lack ") + std::string(name_of(*question.command)) + ".";
     }
     if (question.event) {
       allowed = grant->events.has(*question.event);
@@ -223,8 +225,8 @@ Json explain_policy(const core::Policy& policy, const PolicyQuestion& question, 
   Json peer{{"uid", nullptr}, {"gid", question.peer.gids}, {"cid", nullptr}};
   if (question.peer.uid) peer["uid"] = *question.peer.uid;
   if (question.peer.cid) peer["cid"] = *question.peer.cid;
-  Json out{{"schema", 1}, {"allowed", allowed}, {"text", text}, {"guest", question.guest}, {"peer", peer},
-           {"asked", asked}, {"rule", nullptr}, {"grant", nullptr}};
+  Json out{{"schema", 1},  {"allowed", allowed}, {"text", text},    {"guest", question.guest},
+           {"peer", peer}, {"asked", asked},     {"rule", nullptr}, {"grant", nullptr}};
   if (grant != nullptr) {
     out["rule"] = grant->rule;
     out["grant"] = grant_json(*grant);
@@ -233,9 +235,16 @@ Json explain_policy(const core::Policy& policy, const PolicyQuestion& question, 
   return out;
 }
 
+bool is_policy_target(std::string_view target) { return target.substr(0, target.find('?')) == "/v1/policy"; }
+
+Answer policy_answer(std::string_view method, std::string_view target, std::string_view body, io::Broker& broker) {
+  constexpr std::chrono::milliseconds kTimeout{1000};
+  return policy_answer(method, target, body,
+                       PolicySources{[&] { return broker.policy(kTimeout); }, [&] { return broker.guests(kTimeout); }});
+}
+
 Answer policy_answer(std::string_view method, std::string_view target, std::string_view body,
-                     const std::function<std::shared_ptr<const core::Policy>()>& running,
-                     const std::function<std::vector<io::GuestSnapshot>()>& guests) {
+                     const PolicySources& sources) {
   if (method != "GET" && method != "POST") {
     Answer answer = error_answer(405, "this method is not served here, but GET, POST");
     answer.allow = "GET, POST";
@@ -257,7 +266,7 @@ Answer policy_answer(std::string_view method, std::string_view target, std::stri
     }
     policy = std::make_shared<const core::Policy>(std::move(config->settings.policy));
   } else {
-    policy = running();
+    policy = sources.running();
     if (!policy) return error_answer(503, "kvmid does not answer in time");
   }
   if (query.empty()) return answered(policy_json(*policy));
@@ -266,7 +275,7 @@ Answer policy_answer(std::string_view method, std::string_view target, std::stri
   if (!question) return error_answer(400, question.error());
   Uuid uuid = parse_uuid(question->guest).value_or(Uuid{});
   std::string name = question->guest;
-  for (const auto& guest : guests()) {
+  for (const auto& guest : sources.guests()) {
     if (guest.uuid != uuid && guest.name != question->guest) continue;
     uuid = guest.uuid;
     name = guest.name;

@@ -2,10 +2,12 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "daemon/app/admin_resources.h"
 #include "daemon/core/policy.h"
@@ -31,11 +33,20 @@ nlohmann::ordered_json explain_policy(const core::Policy& policy, const PolicyQu
 /// Every rule with what it gives.
 nlohmann::ordered_json policy_json(const core::Policy& policy);
 
-/// The answer to a request for /v1/policy, explained by `running` (GET; null: kvmid is too busy to say) or by the
-/// configuration in the body (POST), which is only read and checked.
-/// Threads: pure, but for `guests`, which finds the UUID of a guest's name.
+/// The path is /v1/policy.
+[[nodiscard]] bool is_policy_target(std::string_view target);
+
+/// What a policy is explained with.
+struct PolicySources {
+  std::function<std::shared_ptr<const core::Policy>()> running;  ///< null: kvmid is too busy to say
+  std::function<std::vector<io::GuestSnapshot>()> guests;        ///< to know a guest's UUID by its name
+};
+
+/// The answer to a request for /v1/policy, explained by the running policy (GET) or by the configuration in the body
+/// (POST), which is only read and checked.
 Answer policy_answer(std::string_view method, std::string_view target, std::string_view body,
-                     const std::function<std::shared_ptr<const core::Policy>()>& running,
-                     const std::function<std::vector<io::GuestSnapshot>()>& guests);
+                     const PolicySources& sources);
+/// The same, asking the broker, which is waited for a bounded time.
+Answer policy_answer(std::string_view method, std::string_view target, std::string_view body, io::Broker& broker);
 
 }  // namespace kvmid::app

@@ -383,6 +383,14 @@ std::vector<GuestSnapshot> Broker::guests(std::chrono::milliseconds timeout) {
   return out;
 }
 
+std::shared_ptr<const core::Policy> Broker::policy(std::chrono::milliseconds timeout) {
+  auto promise = std::make_shared<std::promise<std::shared_ptr<const core::Policy>>>();
+  auto answer = promise->get_future();
+  boost::asio::post(front_, [this, promise] { promise->set_value(policy_); });
+  if (answer.wait_for(timeout) != std::future_status::ready) return {};
+  return answer.get();
+}
+
 std::vector<AgentSnapshot> Broker::control_agents(std::chrono::milliseconds timeout) {
   auto promise = std::make_shared<std::promise<std::vector<AgentSnapshot>>>();
   auto answer = promise->get_future();

@@ -61,6 +61,8 @@ class Broker {
   [[nodiscard]] std::vector<GuestSnapshot> guests(std::chrono::milliseconds timeout);
   /// Control connections, from the front thread; empty if it does not answer in time.
   [[nodiscard]] std::vector<AgentSnapshot> control_agents(std::chrono::milliseconds timeout);
+  /// The policy in force, from the front thread; null if it does not answer in time.
+  [[nodiscard]] std::shared_ptr<const core::Policy> policy(std::chrono::milliseconds timeout);
 
  private:
   enum class Side : std::uint8_t { Hypervisor, Agent };
