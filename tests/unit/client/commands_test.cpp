@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
+#include <array>
 #include <map>
 
 #include "scripted_peer.h"
@@ -128,6 +129,10 @@ TEST_CASE("every command reaches the peer as what it is", "[client]") {
   kvmi_x86_msr msr{0xc0000082, 0, 0x1234};
   const kvmi_page_access_entry page{0x1000, 1, KVMI_PAGE_ACCESS_R, {}};
   const std::vector<std::byte> area(576, std::byte{1});
+  const std::array<kvmi_memory_slot, 2> slots{
+      {{0, 0xa0000, KVMI_ADDRESS_SPACE_SMM, 0, 0},
+       {0xc0000, 0x40000, KVMI_ADDRESS_SPACE_SMM, KVMI_SLOT_READ_ONLY, 0}}};
+  AddressSpace asked_space{};
   peer.serve([&](const Command& command) {
     const auto id = static_cast<std::uint16_t>(id_of(command));
     ++seen[id];
@@ -148,6 +153,10 @@ TEST_CASE("every command reaches the peer as what it is", "[client]") {
             },
             [&](const GetXsave&) -> ReplyBody { return GetXsaveReply{area}; },
             [](const GetXcr&) -> ReplyBody { return GetXcrReply{7}; },
+            [&](const GetMemoryMap& c) -> ReplyBody {
+              asked_space = c.space;
+              return GetMemoryMapReply{std::span<const kvmi_memory_slot>(slots)};
+            },
             [](const auto&) -> ReplyBody { return std::monostate{}; },
         },
         command);
@@ -173,7 +182,14 @@ TEST_CASE("every command reaches the peer as what it is", "[client]") {
   CHECK(client.get_xsave(VcpuId{0})->size() == 576);
   CHECK(client.set_xsave(VcpuId{0}, area));
   CHECK(*client.get_xcr(VcpuId{0}) == 7);
+  const auto map = client.get_memory_map(AddressSpace::Smm);
+  REQUIRE(map);
+  CHECK(asked_space == AddressSpace::Smm);
+  REQUIRE(map->size() == 2);
+  CHECK(map->at(0).bytes == 0xa0000);
+  CHECK(map->at(1).gpa == 0xc0000);
+  CHECK(map->at(1).flags == KVMI_SLOT_READ_ONLY);
   CHECK(client.open_requests() == 0);
   client.close();
-  CHECK(seen.size() == 19);
+  CHECK(seen.size() == 20);
 }

@@ -2,6 +2,7 @@
 
 #include "client/kvmid.h"
 
+#include <array>
 #include <climits>
 #include <memory>
 #include <string>
@@ -112,6 +113,27 @@ TEST_CASE("C: raw commands are checked, sent, and collected", "[client][c]") {
   peer.say(CommandReply{KVMI_MSG_GET_XCR, ErrorCode::NotSupported, "no XCR here", {}}, peer.heard().seq);
   CHECK(kvmid_collect(agent.get(), ticket, &reply, sizeof reply, kSoonMs) == -KVMI_EOPNOTSUPP);
   CHECK(std::string(kvmid_last_error()) == "no XCR here");
+}
+
+TEST_CASE("C: the memory map is filled as far as there is room, and counted as a whole", "[client][c]") {
+  ScriptedPeer peer;
+  const Agent agent = adopt(peer);
+  const std::array<kvmi_memory_slot, 3> slots{
+      {{0, 0xa0000, 0, 0, 0}, {0xc0000, 0x40000, 0, KVMI_SLOT_READ_ONLY, 0}, {0x100000, 0x1000, 0, 0, 0}}};
+  peer.serve([&](const Command& command) {
+    if (std::get<GetMemoryMap>(command).space == AddressSpace::Smm)
+      return CommandReply{KVMI_MSG_GET_MEMORY_MAP, ErrorCode::NotSupported, "no SMM", {}};
+    return ok(KVMI_MSG_GET_MEMORY_MAP, GetMemoryMapReply{std::span<const kvmi_memory_slot>(slots)});
+  });
+  std::array<kvmi_memory_slot, 4> got{};
+  CHECK(kvmid_get_memory_map(agent.get(), KVMI_ADDRESS_SPACE_NORMAL, got.data(), 2) == 3);
+  CHECK(got[1].flags == KVMI_SLOT_READ_ONLY);
+  CHECK(got[2].bytes == 0);
+  CHECK(kvmid_get_memory_map(agent.get(), KVMI_ADDRESS_SPACE_NORMAL, nullptr, 0) == 3);
+  REQUIRE(kvmid_get_memory_map(agent.get(), KVMI_ADDRESS_SPACE_NORMAL, got.data(), got.size()) == 3);
+  CHECK(got[2].gpa == 0x100000);
+  CHECK(kvmid_get_memory_map(agent.get(), KVMI_ADDRESS_SPACE_SMM, got.data(), got.size()) == -KVMI_EOPNOTSUPP);
+  CHECK(kvmid_get_memory_map(agent.get(), 2, got.data(), got.size()) == -KVMI_EINVAL);
 }
 
 TEST_CASE("C: a batch and messages of each kind", "[client][c]") {

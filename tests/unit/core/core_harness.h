@@ -69,6 +69,7 @@ struct ToAgent {
   OffReason reason{};
   std::string text;
   std::vector<kvmi_page_access_entry> entries;
+  std::vector<kvmi_memory_slot> slots;
 };
 
 inline Grant full_grant() {
@@ -285,6 +286,10 @@ class Guest {
                      reply.body = ReadPhysicalReply{0, data_};
                    },
                    [&](const GetCpuid&) { reply.body = GetCpuidReply{}; },
+                   [&](const GetMemoryMap& c) {
+                     slots_ = {{0, kGuestRam, static_cast<std::uint16_t>(c.space), 0, 0}};
+                     reply.body = GetMemoryMapReply{std::span<const kvmi_memory_slot>(slots_)};
+                   },
                    [&](const ControlEvents& c) {
                      each(c.vcpu, [&](auto& vcpu) {
                        if (c.operation == Operation::Set) vcpu.events = c.events.bits;
@@ -335,6 +340,11 @@ class Guest {
                          kept_.push_back(copy);
                          sent.command = ReadPhysical{read->space, WireArray<kvmi_read_range>(Bytes(*copy))};
                        }
+                       if (const auto* xsave = std::get_if<SetXsave>(&e.command)) {
+                         auto copy = std::make_shared<std::vector<std::byte>>(xsave->area.begin(), xsave->area.end());
+                         kept_.push_back(copy);
+                         sent.command = SetXsave{xsave->vcpu, *copy};
+                       }
                        to_hypervisor.push_back(sent);
                        unanswered.push_back(sent);
                      },
@@ -361,6 +371,8 @@ class Guest {
                        if (const auto* pages = std::get_if<GetPageAccessReply>(&e.reply.body))
                          for (std::size_t i = 0; i < pages->entries.size(); ++i)
                            sent.entries.push_back(pages->entries[i]);
+                       if (const auto* map = std::get_if<GetMemoryMapReply>(&e.reply.body))
+                         for (std::size_t i = 0; i < map->slots.size(); ++i) sent.slots.push_back(map->slots[i]);
                      },
                      [&](const SendNotice& e) {
                        ToAgent& sent = to_agents.emplace_back();
@@ -404,6 +416,7 @@ class Guest {
   std::uint32_t events_made = 1000;
   std::vector<kvmi_x86_msr> msrs_;
   std::vector<std::byte> data_;
+  std::vector<kvmi_memory_slot> slots_;
   std::vector<std::shared_ptr<std::vector<std::byte>>> kept_;
 };
 

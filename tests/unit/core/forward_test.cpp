@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+#include <array>
 #include <catch2/catch.hpp>
 
 #include "tests/unit/core/core_harness.h"
@@ -126,6 +127,55 @@ TEST_CASE("writes with cookies, expectations or patches are refused, not done wi
   REQUIRE(guest.sent<WritePhysical>() == 0);
   REQUIRE(guest.error_of(agent, guest.command(agent, WritePhysical{Gpa{0}, AddressSpace::Normal, 0, 0, data, {}})) ==
           ErrorCode::None);
+}
+
+TEST_CASE("the memory map is the hypervisor's word", "[forward]") {
+  Guest guest;
+  const AgentId agent = guest.attach();
+  const AddressSpace space = GENERATE(AddressSpace::Normal, AddressSpace::Smm);
+  const Seq seq = guest.command(agent, GetMemoryMap{space});
+  REQUIRE(guest.error_of(agent, seq) == ErrorCode::None);
+  const auto& slots = guest.answer_to(agent, seq)->slots;
+  REQUIRE(slots.size() == 1);
+  REQUIRE(slots[0].bytes == kGuestRam);
+  REQUIRE(slots[0].address_space == static_cast<std::uint16_t>(space));
+  REQUIRE(guest.sent<GetMemoryMap>() == 1);
+  REQUIRE(guest.requests_open(agent) == 0);
+}
+
+TEST_CASE("the memory map is offered where the hypervisor serves it and policy allows it", "[forward]") {
+  Guest guest;
+  const auto offered = [&](AgentId agent) {
+    const Seq seq = guest.command(agent, GetVersion{});
+    return std::get<GetVersionReply>(guest.answer_to(agent, seq)->reply.body).commands.has(CommandId::GetMemoryMap);
+  };
+  const AgentId agent = guest.attach();
+  REQUIRE(offered(agent));
+
+  Grant grant = full_grant();
+  grant.commands.bits &= ~KVMI_COMMAND_BIT(KVMI_MSG_GET_MEMORY_MAP);
+  const AgentId restricted = guest.attach(grant);
+  REQUIRE_FALSE(offered(restricted));
+  REQUIRE(guest.error_of(restricted, guest.command(restricted, GetMemoryMap{})) == ErrorCode::NotPermitted);
+
+  guest.lose_hypervisor();
+  guest.version.commands.bits &= ~KVMI_COMMAND_BIT(KVMI_MSG_GET_MEMORY_MAP);
+  guest.connect();
+  REQUIRE_FALSE(offered(agent));
+  REQUIRE(guest.error_of(agent, guest.command(agent, GetMemoryMap{})) == ErrorCode::NotSupported);
+  REQUIRE(guest.sent<GetMemoryMap>() == 0);
+}
+
+TEST_CASE("a slot of another address space than asked costs the hypervisor its link", "[forward][hostile]") {
+  Guest guest;
+  const AgentId agent = guest.attach();
+  guest.answering = false;
+  const Seq asked = guest.command(agent, GetMemoryMap{AddressSpace::Smm});
+  const std::array<kvmi_memory_slot, 2> slots{{{0, kPageSize, 1, 0, 0}, {kPageSize, kPageSize, 0, 0, 0}}};
+  guest.reply(guest.unanswered.front().seq,
+              CommandReply{KVMI_MSG_GET_MEMORY_MAP, {}, {}, GetMemoryMapReply{std::span<const kvmi_memory_slot>(slots)}});
+  REQUIRE(guest.closed);
+  REQUIRE(guest.error_of(agent, asked) == ErrorCode::NoDevice);
 }
 
 TEST_CASE("an exception that cannot be delivered is refused before the hypervisor sees it", "[forward]") {

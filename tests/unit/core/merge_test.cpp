@@ -148,6 +148,7 @@ TEST_CASE("a changed value is dropped when the action is a stricter one", "[merg
 TEST_CASE("an access trap is set by one voter and dropped by a stricter action", "[merge]") {
   TwoDeciders t;
   for (const AgentId agent : {t.a, t.b}) t.guest.set_pages(agent, {pages(5, 1, kR)});
+  t.guest.subscribe(t.a, only(EventKind::Access));
   const Action other = GENERATE(Action::Allow, Action::Skip);
   const Seq seq = t.guest.event(0, PageFaultData{Gva{}, Gpa{5 * kPageSize}, KVMI_PAGE_ACCESS_W, false});
   EventReply trap = t.guest.reply_to(t.a, Action::Allow);
@@ -235,6 +236,26 @@ TEST_CASE("what an agent staged is dropped when it expires, dies or answers badl
   }
   REQUIRE(t.guest.verdict(seq) != nullptr);
   REQUIRE(t.guest.sent<SetRegisters>() == 0);
+}
+
+TEST_CASE("a refusal of staged registers is told to the agent whose they are", "[merge][registers]") {
+  TwoDeciders t(1, 9);
+  t.guest.refuse = [](const ToHypervisor& sent) {
+    return std::holds_alternative<SetRegisters>(sent.command) ? ErrorCode::Busy : ErrorCode::None;
+  };
+  t.guest.event(1, CrData{4, 0, 1});
+  const Seq told = t.guest.last_event(t.b)->seq;
+  t.guest.command(t.b, SetRegisters{VcpuId{1}, regs_with_rax(2)});
+  t.guest.vote(t.a, Action::Skip);
+  t.guest.vote(t.b, Action::Allow);
+  const auto* notice = t.guest.last_notice(t.b, NoticeKind::ReplyRefused);
+  REQUIRE(notice != nullptr);
+  REQUIRE(notice->notice.error == ErrorCode::Busy);
+  REQUIRE(notice->notice.event == EventKind::Cr);
+  REQUIRE(notice->notice.vcpu == VcpuId{1});
+  REQUIRE(notice->notice.event_seq == told);
+  REQUIRE(t.guest.last_notice(t.a, NoticeKind::ReplyRefused) == nullptr);
+  REQUIRE(t.guest.reports.back().fact == Fact::CommandFailed);
 }
 
 TEST_CASE("SET_REGISTERS outside an event of the agent is answered EAGAIN", "[merge][registers]") {

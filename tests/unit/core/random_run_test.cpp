@@ -2,6 +2,7 @@
 // One seed, one run: agents come, wish, vote, stay silent and die; the hypervisor answers when it likes, refuses, goes
 // and comes back. After each step nothing may be owed for longer than its deadline, and whenever nothing is under way
 // the hypervisor must know just the union of what agents were told they have.
+#include <array>
 #include <catch2/catch.hpp>
 #include <cstdlib>
 #include <random>
@@ -14,6 +15,7 @@ namespace {
 
 constexpr std::uint16_t kVcpus = 3;
 constexpr std::uint64_t kPages = 24;
+constexpr std::array<std::byte, 24> kArea{};
 
 /// What an agent was told that it has.
 struct Belief {
@@ -163,6 +165,7 @@ class Run {
     const Seq seq = told->seq;
     const VcpuId vcpu = told->event.vcpu;  // copies: the record grows
     if (chance(30)) ask(id, SetRegisters{vcpu, {}});
+    if (chance(15)) ask(id, SetXsave{vcpu, kArea});
     guest_.vote_as(id, seq, reply);
   }
   void answer() {
