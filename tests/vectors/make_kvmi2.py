@@ -33,6 +33,7 @@ IDS = {
     "READ_PHYSICAL": 15, "WRITE_PHYSICAL": 16, "GRANT_MEMORY": 17, "CONTROL_EVENTS": 19, "CONTROL_CR": 20,
     "CONTROL_MSR": 21, "GUEST_ON": 23, "GUEST_OFF": 24, "EVENT": 25, "EVENT_REPLY": 26, "TRANSLATE_GVA": 27,
     "CONTROL_SINGLESTEP": 28, "SET_FILTER": 29, "GET_XSAVE": 30, "SET_XSAVE": 31, "GET_XCR": 32, "NOTICE": 33,
+    "GET_MEMORY_MAP": 34,
 }
 EVENTS = ["unhook", "cr", "msr", "xsetbv", "breakpoint", "hypercall", "page_fault", "trap", "descriptor", "create_vcpu",
           "pause", "singlestep", "cpuid", "access"]
@@ -189,6 +190,8 @@ def down():
     area = bytes(range(64))
     command("SET_XSAVE", Payload().put("u16", 4).pad(2).put("u32", 64).raw(area), {"vcpu": 4, "area": area.hex()})
     command("GET_XCR", Payload().put("u16", 4).pad(2).put("u32", 0), {"vcpu": 4, "xcr": 0})
+    command("GET_MEMORY_MAP", Payload().put("u16", 0).pad(6), {"space": 0})
+    command("GET_MEMORY_MAP", Payload().put("u16", 1).pad(6), {"space": 1}, ", SMM")
 
 
 def event_replies():
@@ -269,6 +272,13 @@ def replies():
     success("GET_XSAVE", Payload().raw(bytes(range(100, 164))), {"area": bytes(range(100, 164)).hex()}, open_tail=True)
     success("SET_XSAVE")
     success("GET_XCR", Payload().put("u64", 0xE7), {"value": 0xE7})
+    slots = [(0, 0xA0000, 0, 0), (0xC0000, 0x40000, 0, 1), (0x100000, 0x1000, 0, 0), (0x101000, 1 << 32, 0, 0)]
+    payload = Payload().put("u32", len(slots)).pad(4)
+    for gpa, size, space, flags in slots:
+        payload.put("u64", gpa, "u64", size, "u16", space, "u16", flags).pad(4)
+    success("GET_MEMORY_MAP", payload,
+            {"slots": [dict(gpa=s[0], bytes=s[1], space=s[2], flags=s[3]) for s in slots]})
+    success("GET_MEMORY_MAP", Payload().put("u32", 0).pad(4), {"slots": []}, ", none")
 
     commands = [name for name in IDS if name not in ("GUEST_ON", "GUEST_OFF", "EVENT", "EVENT_REPLY", "NOTICE")]
     errors = list(ERRORS)

@@ -23,6 +23,7 @@ TEST_CASE("every command has an id and a name of its own", "[message]") {
   REQUIRE(names.count("unknown") == 0);
   REQUIRE(id_of(WritePhysical{}) == CommandId::WritePhysical);
   REQUIRE(static_cast<int>(id_of(GetXcr{})) == KVMI_MSG_GET_XCR);
+  REQUIRE(static_cast<int>(id_of(GetMemoryMap{})) == KVMI_MSG_GET_MEMORY_MAP);
 }
 
 TEST_CASE("every event kind has a name of its own", "[message]") {

@@ -129,6 +129,7 @@ TEST_CASE("commands with a value that is not allowed are refused where it stands
           {"GET_XSAVE request", 0, 2, 0xffff, Errc::BadValue, 0},
           {"SET_XSAVE request", 4, 4, 0xfffffff8, Errc::Truncated, 72},
           {"GET_XCR request", 4, 4, 1, Errc::BadValue, 4},
+          {"GET_MEMORY_MAP request", 0, 2, 2, Errc::BadValue, 0},
       },
       true);
 }
@@ -216,6 +217,18 @@ TEST_CASE("replies and notices with a value that is not allowed are refused wher
           {"CONTROL_EVENTS reply", 8, 8, 0x8000, Errc::UnknownEvent, 8},
           {"TRANSLATE_GVA reply", 24, 1, 8, Errc::BadFlag, 24},
           {"TRANSLATE_GVA reply", 25, 1, 2, Errc::BadFlag, 25},
+          {"GET_MEMORY_MAP reply", 8, 4, 5, Errc::Truncated, 112},
+          {"GET_MEMORY_MAP reply", 8, 4, 0xffffffff, Errc::Truncated, 112},
+          {"GET_MEMORY_MAP reply", 8, 4, 3, Errc::TooLong, 88},
+          {"GET_MEMORY_MAP reply", 16, 8, 0x800, Errc::BadValue, 16},          // not the start of a page
+          {"GET_MEMORY_MAP reply", 16, 8, 0x21000, Errc::BadValue, 40},        // the next one begins before its end
+          {"GET_MEMORY_MAP reply", 40, 8, 0x9f000, Errc::BadValue, 40},        // it begins before the end of the last
+          {"GET_MEMORY_MAP reply", 64, 8, 0x1000, Errc::BadValue, 64},         // not ascending
+          {"GET_MEMORY_MAP reply", 24, 8, 0, Errc::BadValue, 24},
+          {"GET_MEMORY_MAP reply", 24, 8, 0x1800, Errc::BadValue, 24},
+          {"GET_MEMORY_MAP reply", 96, 8, 0xfffffffffff00000, Errc::BadValue, 96},  // wraps
+          {"GET_MEMORY_MAP reply", 32, 2, 2, Errc::BadValue, 32},
+          {"GET_MEMORY_MAP reply", 34, 2, 2, Errc::BadFlag, 34},
           {"notice expired", 0, 1, 0, Errc::BadValue, 0},
           {"notice expired", 0, 1, 7, Errc::BadValue, 0},
           {"notice expired", 1, 1, 14, Errc::UnknownEvent, 1},
@@ -239,13 +252,13 @@ TEST_CASE("a name that fills its field without a zero is refused", "[rules]") {
 TEST_CASE("ids that mean nothing in a direction are unknown messages, whatever they carry", "[rules]") {
   DialectKvmi2 dialect;
   const std::vector<std::byte> payload(5);
-  for (const std::uint16_t id : std::initializer_list<std::uint16_t>{0, 5, 9, 10, 18, 22, 23, 24, 25, 33, 34, 65535}) {
+  for (const std::uint16_t id : std::initializer_list<std::uint16_t>{0, 5, 9, 10, 18, 22, 23, 24, 25, 33, 35, 65535}) {
     CAPTURE(id);
     const auto down = dialect.decode_downward(Frame{id, Seq{1}, payload});
     REQUIRE(down);
     REQUIRE(std::get<UnknownMessage>(*down).id == id);
   }
-  for (const std::uint16_t id : std::initializer_list<std::uint16_t>{0, 5, 9, 10, 18, 22, 26, 34, 1000, 65535}) {
+  for (const std::uint16_t id : std::initializer_list<std::uint16_t>{0, 5, 9, 10, 18, 22, 26, 35, 1000, 65535}) {
     CAPTURE(id);
     const auto up = dialect.decode_upward(Frame{id, Seq{1}, payload});
     REQUIRE(up);
