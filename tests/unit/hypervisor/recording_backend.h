@@ -15,7 +15,7 @@
 
 namespace kvmid::hypervisor {
 
-class RecordingBackend final : public GuestBackend {
+class RecordingBackend : public GuestBackend {
  public:
   static constexpr std::uint64_t kPages = 4;
   static constexpr std::uint64_t kSmmFrame = 2;
