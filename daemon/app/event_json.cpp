@@ -133,6 +133,7 @@ void add_event(Json& out, const AuditRecord& r) {
   if (r.value_by != AgentId{}) out["value_by"] = r.value_by.value;
   if (r.new_value) out["value"] = hex_text(*r.new_value);
   if (r.registers_by != AgentId{}) out["registers_by"] = r.registers_by.value;
+  if (r.xsave_by != AgentId{}) out["xsave_by"] = r.xsave_by.value;
   Json votes = Json::array();
   for (const auto& vote : r.votes)
     votes.push_back(Json{{"agent", vote.agent.value}, {"action", name_of(vote.action)}, {"default", vote.by_default}});

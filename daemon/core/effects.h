@@ -96,6 +96,7 @@ struct Report {
   std::optional<std::uint64_t> new_value{};
   AgentId value_by{};      ///< 0: no value was changed
   AgentId registers_by{};  ///< 0: no registers were changed
+  AgentId xsave_by{};      ///< 0: no XSAVE area was changed
 };
 
 /// The commands that change a guest: each is told as a fact when it is let through, and when it fails.

@@ -330,6 +330,7 @@ void GuestMachine::settle(VcpuMachine& machine, TimePoint now, Effects& out) {
   if (const auto* value = std::get_if<NewValue>(&verdict.reply.value)) report.new_value = value->value;
   report.value_by = verdict.value_by;
   report.registers_by = verdict.registers_by;
+  report.xsave_by = verdict.xsave_by;
   out.emplace_back(report);
 }
 

@@ -58,6 +58,7 @@ struct AuditRecord {
   std::vector<core::Vote> votes;
   AgentId value_by{};
   AgentId registers_by{};
+  AgentId xsave_by{};
   std::optional<std::uint64_t> new_value;
   std::optional<EventKind> event_kind;  ///< where the event itself is not at hand
   std::uint32_t agents = 0;             ///< ConfigReloaded: how many were looked at

@@ -108,6 +108,7 @@ void GuestSession::audit_fact(const core::Report& e) {
       record.votes.assign(e.votes.begin(), e.votes.end());
       record.value_by = e.value_by;
       record.registers_by = e.registers_by;
+      record.xsave_by = e.xsave_by;
       record.new_value = e.new_value;
       record.reason.clear();
       break;

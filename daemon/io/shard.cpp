@@ -36,7 +36,9 @@ void Shard::stop() {
   post([this] {
     stopping_ = true;
     for (const auto& session : std::vector(sessions_)) session->stop();
-    if (sessions_.empty()) work_.reset();
+    if (!sessions_.empty()) return;
+    timer_.cancel();  // set for a guest that has gone since
+    work_.reset();
   });
 }
 
