@@ -57,7 +57,7 @@ class Executor {
       case InsnKind::MovFromDr: return mov_from_dr();
       case InsnKind::Clts: return mov_to_cr(0, vcpu_.sregs.cr0 & ~x86::cr0::kTs);
       case InsnKind::Lmsw: return lmsw();
-      case InsnKind::Smsw: return store_word(vcpu_.sregs.cr0, insn_.gpr != x86::kNoRegister ? insn_.operand_bytes : 2u);
+      case InsnKind::Smsw: return smsw();
       case InsnKind::Rdmsr: return rdmsr();
       case InsnKind::Wrmsr: return wrmsr();
       case InsnKind::Xgetbv: return xgetbv();
@@ -211,10 +211,17 @@ class Executor {
     return next();
   }
 
+  [[nodiscard]] bool in_user_mode() const { return x86::privilege_level(vcpu_.regs, vcpu_.sregs) != 0; }
+  [[nodiscard]] bool umip_forbids() const { return in_user_mode() && (vcpu_.sregs.cr4 & x86::cr4::kUmip) != 0; }
+
+  Effect smsw() {
+    if (umip_forbids()) return Raised{kGp0};
+    return store_word(vcpu_.sregs.cr0, insn_.gpr != x86::kNoRegister ? insn_.operand_bytes : 2u);
+  }
+
   /// The event comes before the operand is looked at, as a processor intercepts it.
   Effect descriptor(std::uint8_t which, bool write) {
-    const unsigned cpl = x86::privilege_level(vcpu_.regs, vcpu_.sregs);
-    if (cpl != 0 && (write || (vcpu_.sregs.cr4 & x86::cr4::kUmip) != 0)) return Raised{kGp0};
+    if (write ? in_user_mode() : umip_forbids()) return Raised{kGp0};
     if (asks(EventKind::Descriptor)) return Watched{DescriptorData{which, write}, insn_.length};
     auto& s = vcpu_.sregs;
     switch (which) {

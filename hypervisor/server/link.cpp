@@ -218,7 +218,9 @@ void Link::lose(const std::string& reason, Clock::time_point now) {
   if (address_ && !held_) next_dial_ = now + backoff_.next();
   if (reason == logged_error_) return;
   logged_error_ = reason;
-  log(served ? "connection lost, the guest runs on unhooked" : "no connection, the guest runs unhooked",
+  log(held_    ? "unhooked"
+      : served ? "connection lost, the guest runs on unhooked"
+               : "no connection, the guest runs unhooked",
       {{"guest", backend_.facts().name}, {"reason", reason}});
 }
 

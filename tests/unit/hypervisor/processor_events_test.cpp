@@ -4,6 +4,7 @@
 
 #include <tuple>
 
+#include "hypervisor/emulated/boot.h"
 #include "tests/unit/hypervisor/scripted_guest.h"
 
 namespace kvmid::emulated {
@@ -288,6 +289,62 @@ TEST_CASE("CPUID of an unknown leaf is zeros", "[emulated][cpuid]") {
   guest.write_field(offsetof(Mailbox, arg_cpuid_function), 0x12345);
   REQUIRE(guest.run_action(GuestMode::Cpuid));
   CHECK(guest.mailbox().cpuid == std::array<std::uint64_t, 4>{0, 0, 0, 0});
+}
+
+TEST_CASE("user mode reads tables unless CR4.UMIP, and never writes them", "[emulated][descriptor]") {
+  constexpr std::uint64_t kCode = 0x8000, kData = 0x9000;
+  auto ram = GuestRam::create(kMemoryMinBytes);
+  REQUIRE(ram);
+  MemoryMap map;
+  map.add({AddressSpace::Normal, Gpa{0}, kMemoryMinBytes, false, ram->at(Gpa{0}, kMemoryMinBytes)});
+  x86::CpuFeatures cpu;
+  Mmu mmu(*ram, map, cpu);
+  Vcpu vcpu(VcpuId{0}, 1);
+  const std::array<std::uint64_t, 3> entries = {0x2007, 0x3007, 0x87};  // user pages: 2 MiB at 0
+  for (std::size_t i = 0; i < entries.size(); ++i) {
+    REQUIRE(ram->write(Gpa{boot::kPml4.value + i * kPageSize}, &entries[i], 8));
+  }
+  vcpu.regs.rbx = kData;
+  vcpu.regs.rip = kCode;
+  const unsigned ring = GENERATE(0u, 3u);
+  const bool umip = GENERATE(false, true);
+  vcpu.sregs.cs.dpl = vcpu.sregs.ss.dpl = static_cast<std::uint8_t>(ring);
+  if (umip) vcpu.sregs.cr4 |= x86::cr4::kUmip;
+  struct Case {
+    std::array<std::uint8_t, 3> code;
+    bool writes;       ///< the table register, or LDTR, TR
+    bool descriptor;
+  };
+  const Case test = GENERATE(values<Case>({{{0x0f, 0x01, 0x03}, false, true},     // sgdt (%rbx)
+                                           {{0x0f, 0x01, 0x0b}, false, true},     // sidt
+                                           {{0x0f, 0x00, 0x03}, false, true},     // sldt
+                                           {{0x0f, 0x00, 0x0b}, false, true},     // str
+                                           {{0x0f, 0x01, 0x23}, false, false},    // smsw
+                                           {{0x0f, 0x01, 0x13}, true, true},      // lgdt
+                                           {{0x0f, 0x01, 0x1b}, true, true},      // lidt
+                                           {{0x0f, 0x00, 0x13}, true, true}}));  // lldt
+  CAPTURE(ring, umip, unsigned{test.code[1]}, unsigned{test.code[2]});
+  REQUIRE(ram->write(Gpa{kCode}, test.code.data(), test.code.size()));
+  hypervisor::Hooks hooks(1);
+  EventSet events;
+  events.add(EventKind::Descriptor);
+  const bool watched = GENERATE(false, true);
+  if (watched) hooks.set_events(VcpuId{0}, events);
+
+  const Effect effect = execute_sensitive(mmu, vcpu, hooks);
+
+  if (ring == 3 && (test.writes || umip)) {
+    REQUIRE(std::holds_alternative<Raised>(effect));  // before any event
+    CHECK(std::get<Raised>(effect).exception.vector == 13);
+    CHECK(std::get<Raised>(effect).exception.error_code == 0);
+    CHECK(vcpu.regs.rip == kCode);
+  } else if (watched && test.descriptor) {
+    REQUIRE(std::holds_alternative<Watched>(effect));
+    CHECK(std::get<DescriptorData>(std::get<Watched>(effect).data).write == test.writes);
+  } else {
+    CHECK(std::holds_alternative<Executed>(effect));
+    CHECK(vcpu.regs.rip == kCode + 3);
+  }
 }
 
 TEST_CASE("unhooking lets a guest that waits in one of these events go on", "[emulated]") {
