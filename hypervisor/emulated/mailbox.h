@@ -46,6 +46,10 @@ enum class GuestMode : std::uint64_t {
   Cpuid = KVMID_MODE_CPUID,
   Sse = KVMID_MODE_SSE,
   Rom = KVMID_MODE_ROM,
+  User = KVMID_MODE_USER,
+  Step = KVMID_MODE_STEP,
+  Debug = KVMID_MODE_DEBUG,
+  Copy = KVMID_MODE_COPY,
 };
 inline constexpr std::size_t kGuestModeCount = KVMID_MODE_COUNT;
 
@@ -73,7 +77,15 @@ struct Mailbox {
   std::uint64_t last_rip;
   std::uint64_t resume;
   std::uint64_t turn;
-  std::array<std::uint64_t, 9> unused;
+  std::uint64_t user_syscalls;
+  std::uint64_t user_pf;
+  std::uint64_t user_pf_error;
+  std::uint64_t user_gp;
+  std::uint64_t user_cs;
+  std::uint64_t copied;
+  std::uint64_t last_dr6;
+  std::uint64_t kernel_rsp;
+  std::uint64_t user_rsp;
   std::uint64_t arg_msr;         ///< to be written
   std::uint64_t arg_msr_value;   ///< to be written
   std::uint64_t arg_pf_address;  ///< to be written
@@ -102,6 +114,9 @@ static_assert(offsetof(Mailbox, turn) == KVMID_MB_TURN && offsetof(Mailbox, arg_
 static_assert(offsetof(Mailbox, arg_xcr0) == KVMID_MB_ARG_XCR0 && offsetof(Mailbox, cpuid) == KVMID_MB_CPUID_EAX);
 static_assert(offsetof(Mailbox, sse) == KVMID_MB_SSE && offsetof(Mailbox, rom) == KVMID_MB_ROM);
 static_assert(offsetof(Mailbox, done) == KVMID_MB_DONE && offsetof(Mailbox, exceptions) == KVMID_MB_EXCEPTIONS);
+
+static_assert(offsetof(Mailbox, user_syscalls) == KVMID_MB_USER_SYSCALLS);
+static_assert(offsetof(Mailbox, copied) == KVMID_MB_COPIED && offsetof(Mailbox, user_rsp) == KVMID_MB_USER_RSP);
 
 inline constexpr std::uint64_t kMailboxMagic = KVMID_MB_MAGIC_VALUE;
 inline constexpr Gpa kProtectedPage{KVMID_GUEST_PROTECTED_GPA};

@@ -17,6 +17,10 @@
 #define KVMID_GUEST_WINDOW_A_GPA 0x22000  /* what the window shows under the first page table root */
 #define KVMID_GUEST_WINDOW_B_GPA 0x23000  /* and under the second */
 #define KVMID_GUEST_WINDOW_GVA 0x1ff000
+#define KVMID_GUEST_USER_CODE_GPA 0x24000   /* what user mode executes; the kernel's pages are not for it */
+#define KVMID_GUEST_USER_STACKS_GPA 0x30000 /* one page per vCPU */
+#define KVMID_GUEST_USER_CODE_SELECTOR 0x33
+#define KVMID_GUEST_USER_DATA_SELECTOR 0x2b
 #define KVMID_GUEST_STACKS_GPA 0x40000    /* one page per vCPU */
 #define KVMID_GUEST_IST_STACKS_GPA 0x48000
 #define KVMID_GUEST_ROOT_A_GPA 0x50000    /* values of CR3 */
@@ -64,7 +68,11 @@
 #define KVMID_MODE_CPUID 22  /* CPUID of arg_cpuid_function, arg_cpuid_index */
 #define KVMID_MODE_SSE 23    /* XMM5 and ST(0) plus one, then stored */
 #define KVMID_MODE_ROM 24    /* store into the ROM page, then load from there */
-#define KVMID_MODE_COUNT 25
+#define KVMID_MODE_USER 25   /* to ring 3 and back: system calls, #PF at a kernel page, #GP of HLT */
+#define KVMID_MODE_STEP 26   /* five instructions with RFLAGS.TF */
+#define KVMID_MODE_DEBUG 27  /* one instruction with a breakpoint of DR0 on it */
+#define KVMID_MODE_COPY 28   /* REP MOVSB of 8 bytes, from the protected page to `copied` */
+#define KVMID_MODE_COUNT 29
 
 /* ---- fields ---- */
 #define KVMID_MB_MAGIC 0x00         /* KVMID_MB_MAGIC_VALUE once the vCPU is in its loop */
@@ -90,6 +98,15 @@
 #define KVMID_MB_LAST_RIP 0xa0      /* RIP in that frame */
 #define KVMID_MB_RESUME 0xa8        /* the guest's own: where a fault made on purpose goes on */
 #define KVMID_MB_TURN 0xb0          /* the guest's own: next action of "all" */
+#define KVMID_MB_USER_SYSCALLS 0xb8 /* from ring 3 */
+#define KVMID_MB_USER_PF 0xc0       /* #PF in ring 3; not in `exceptions`, nor are the #GP */
+#define KVMID_MB_USER_PF_ERROR 0xc8 /* error code of the last one */
+#define KVMID_MB_USER_GP 0xd0       /* #GP in ring 3 */
+#define KVMID_MB_USER_CS 0xd8       /* CS in the last frame from ring 3 */
+#define KVMID_MB_COPIED 0xe0        /* what REP MOVSB copied */
+#define KVMID_MB_LAST_DR6 0xe8      /* DR6 in the last #DB handler, which resets it */
+#define KVMID_MB_KERNEL_RSP 0xf0    /* the guest's own: where a return from ring 3 goes on */
+#define KVMID_MB_USER_RSP 0xf8      /* the guest's own */
 #define KVMID_MB_ARG_MSR 0x100      /* written by tests: number of MODE_MSR; at first 0x176 */
 #define KVMID_MB_ARG_MSR_VALUE 0x108 /* written by tests */
 #define KVMID_MB_ARG_PF_ADDRESS 0x110 /* written by tests; at first 0x7fff0000dead */

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
 # The test guest: a kernel of one page that does what introspection looks at, and writes into its mailbox what it saw.
-# Boot protocol, addresses and mailbox: GUEST.md and mailbox_layout.h. Everything runs in ring 0, 64-bit.
+# Boot protocol, addresses and mailbox: GUEST.md and mailbox_layout.h. 64-bit code, in ring 0 but for user_code.
 #
 # Entry, on every vCPU at once: RDI = vCPU, RSI = its mailbox, RDX = number of vCPUs, no stack, identity-mapped memory.
 
@@ -9,9 +9,11 @@
 
 #define PTE_PRESENT_WRITABLE 0x3
 #define PTE_LARGE 0x83
+#define PTE_USER 0x4
 #define CODE_SELECTOR 0x08
 #define DATA_SELECTOR 0x10
 #define TSS_SELECTOR 0x18
+#define STAR_USER_BASE 0x20             /* SYSRET loads SS from 8 behind it, CS from 16 behind it */
 #define LDT_SELECTOR 0x50
 #define SECOND_TSS_SELECTOR 0x60
 #define GDT_LIMIT 111
@@ -19,7 +21,13 @@
 #define IDT_LIMIT 511
 #define OTHER_IDT_LIMIT 1023
 #define CR4_OSXSAVE 0x40000
+#define MSR_STAR 0xc0000081
 #define MSR_LSTAR 0xc0000082
+#define MSR_FMASK 0xc0000084
+#define RFLAGS_TF 0x100
+#define RFLAGS_RF 0x10000
+#define DR6_RESET 0xffff0ff0
+#define DR7_RESET 0x400
 #define MSR_GS_BASE 0xc0000101
 
 .code64
@@ -341,6 +349,97 @@ do_rom:
     mov %rax, %gs:KVMID_MB_ROM
     ret
 
+# To ring 3, by IRETQ and SYSRET in turn. R8 tells user code whether SYSCALL leads back here: an agent may have kept
+# LSTAR from being written.
+do_user:
+    mov %rsp, %gs:KVMID_MB_KERNEL_RSP
+    lea syscall_entry(%rip), %rbx
+    mov $MSR_LSTAR, %ecx
+    xor %r8d, %r8d
+    call read_msr
+    cmp %rbx, %rax
+    je 1f
+    mov %rbx, %rax
+    mov %rbx, %rdx
+    shr $32, %rdx
+    wrmsr
+    call read_msr
+    cmp %rbx, %rax
+    jne 2f
+1:  inc %r8d
+2:  xor %r9d, %r9d
+    lea 1(%r12), %rbx                   # the user's stack
+    shl $12, %rbx
+    add $KVMID_GUEST_USER_STACKS_GPA, %rbx
+    testb $1, %gs:KVMID_MB_DONE + 8 * KVMID_MODE_USER
+    jnz 3f
+    push $KVMID_GUEST_USER_DATA_SELECTOR
+    push %rbx
+    push $2
+    push $KVMID_GUEST_USER_CODE_SELECTOR
+    push $KVMID_GUEST_USER_CODE_GPA
+    swapgs
+    iretq
+3:  mov %rbx, %rsp
+    mov $KVMID_GUEST_USER_CODE_GPA, %ecx
+    mov $2, %r11d
+    swapgs
+    sysretq
+
+read_msr:
+    rdmsr
+    shl $32, %rdx
+    mov %eax, %eax
+    or %rdx, %rax
+    ret
+
+syscall_entry:                          # RAX: 1 counts, 2 ends user mode
+    swapgs
+    mov %rsp, %gs:KVMID_MB_USER_RSP
+    mov %gs:KVMID_MB_KERNEL_RSP, %rsp
+    cmp $2, %eax
+    je user_exit
+    incq %gs:KVMID_MB_USER_SYSCALLS
+    mov %gs:KVMID_MB_USER_RSP, %rsp
+    swapgs
+    sysretq
+
+user_exit:                              # returns from do_user
+    mov %gs:KVMID_MB_KERNEL_RSP, %rsp
+    xor %r9d, %r9d
+    ret
+
+do_step:
+    pushf
+    orl $RFLAGS_TF, (%rsp)
+    popf
+    nop
+    nop
+    pushf
+    andl $~RFLAGS_TF, (%rsp)
+    popf
+    ret
+
+do_debug:
+    lea 1f(%rip), %rax
+    mov %rax, %dr0
+    mov $(DR7_RESET | 1), %eax
+    mov %rax, %dr7
+1:  nop
+    mov $DR7_RESET, %eax
+    mov %rax, %dr7
+    ret
+
+do_copy:
+    lea KVMID_GUEST_PROTECTED_GPA(,%r12,8), %rsi
+    mov %r12, %rdi
+    shl $12, %rdi
+    add $(KVMID_GUEST_MAILBOX_GPA + KVMID_MB_COPIED), %rdi
+    movq $0, (%rdi)
+    mov $8, %ecx
+    rep movsb
+    ret
+
 .balign 8
 sse_one:
     .quad 1, 1
@@ -348,6 +447,7 @@ actions:
     .quad do_nothing, do_nothing, do_spin, do_cr3, do_cr4, do_cr0, do_lstar, do_msr, do_int3, do_vmcall
     .quad do_store, do_load, do_exec, do_ud, do_gp, do_pf, do_triple
     .quad do_xsetbv, do_gdt, do_idt, do_ldt, do_tr, do_cpuid, do_sse, do_rom
+    .quad do_user, do_step, do_debug, do_copy
 tables_ready:
     .quad 0
 no_idt:
@@ -371,9 +471,14 @@ stubs:
 
 # On the stack: vector, error code, RIP, CS, RFLAGS, RSP, SS.
 handle:
-    push %rax
+    testb $3, 24(%rsp)
+    jz 1f
+    swapgs
+1:  push %rax
     push %rcx
     mov 16(%rsp), %rax
+    testb $3, 40(%rsp)
+    jnz from_user
     incq %gs:KVMID_MB_EXCEPTIONS(,%rax,8)
     mov %rax, %gs:KVMID_MB_LAST_VECTOR
     mov 24(%rsp), %rcx
@@ -386,6 +491,8 @@ handle:
     je panic
     cmp $3, %rax                        # a trap: RIP is behind the INT3 already
     je 1f
+    cmp $1, %rax
+    je debug
     mov %gs:KVMID_MB_RESUME, %rcx
     test %rcx, %rcx
     jz 1f
@@ -394,6 +501,43 @@ handle:
 1:  pop %rcx
     pop %rax
     add $16, %rsp
+    iretq
+debug:                                  # RF: the instruction's own breakpoint does not hit again
+    mov %dr6, %rcx
+    mov %rcx, %gs:KVMID_MB_LAST_DR6
+    mov $DR6_RESET, %ecx
+    mov %rcx, %dr6
+    orl $RFLAGS_RF, 48(%rsp)
+    pop %rcx
+    pop %rax
+    add $16, %rsp
+    iretq
+from_user:                              # R9: 0 goes on there, 1 ends user mode, else where user code goes on
+    mov 40(%rsp), %rcx
+    mov %rcx, %gs:KVMID_MB_USER_CS
+    cmp $8, %rax
+    je panic
+    cmp $14, %rax
+    je 1f
+    cmp $13, %rax
+    je 2f
+    incq %gs:KVMID_MB_EXCEPTIONS(,%rax,8)
+    jmp 4f
+1:  incq %gs:KVMID_MB_USER_PF
+    mov 24(%rsp), %rcx
+    mov %rcx, %gs:KVMID_MB_USER_PF_ERROR
+    jmp 3f
+2:  incq %gs:KVMID_MB_USER_GP
+3:  cmp $1, %r9
+    je user_exit
+    test %r9, %r9
+    jz 4f
+    mov %r9, 32(%rsp)
+    xor %r9d, %r9d
+4:  pop %rcx
+    pop %rax
+    add $16, %rsp
+    swapgs
     iretq
 panic:
     movq $1, %gs:KVMID_MB_PANIC
@@ -405,13 +549,13 @@ panic:
 # One page table root: EDI = the first of its four pages, ESI = what the window shows.
 build_root:
     lea 0x1000(%rdi), %eax
-    or $PTE_PRESENT_WRITABLE, %eax
+    or $(PTE_PRESENT_WRITABLE | PTE_USER), %eax
     mov %rax, (%rdi)                    # PML4[0] -> PDPT
     lea 0x2000(%rdi), %eax
-    or $PTE_PRESENT_WRITABLE, %eax
+    or $(PTE_PRESENT_WRITABLE | PTE_USER), %eax
     mov %rax, 0x1000(%rdi)              # PDPT[0] -> PD
     lea 0x3000(%rdi), %eax
-    or $PTE_PRESENT_WRITABLE, %eax
+    or $(PTE_PRESENT_WRITABLE | PTE_USER), %eax
     mov %rax, 0x2000(%rdi)              # PD[0] -> PT
     mov $1, %ecx                        # PD[1...511]: large pages, up to 1 GiB
 1:  mov %rcx, %rax
@@ -428,6 +572,12 @@ build_root:
     mov %rax, 0x3000(%rdi,%rcx,8)
     inc %ecx
     cmp $512, %ecx
+    jne 1b
+    orb $PTE_USER, 0x3000 + (KVMID_GUEST_USER_CODE_GPA >> 12) * 8(%rdi)
+    xor %ecx, %ecx
+1:  orb $PTE_USER, 0x3000 + (KVMID_GUEST_USER_STACKS_GPA >> 12) * 8(%rdi,%rcx,8)
+    inc %ecx
+    cmp $KVMID_GUEST_VCPUS_MAX, %ecx
     jne 1b
     or $PTE_PRESENT_WRITABLE, %esi
     mov %rsi, (0x3000 + (KVMID_GUEST_WINDOW_GVA >> 12) * 8)(%rdi)
@@ -447,6 +597,11 @@ build_tables:
     lea exec_function(%rip), %rsi       # the function that lives on the exec page
     mov $KVMID_GUEST_EXEC_GPA, %edi
     mov $(exec_function_end - exec_function), %ecx
+    rep movsb
+
+    lea user_code(%rip), %rsi
+    mov $KVMID_GUEST_USER_CODE_GPA, %edi
+    mov $(user_code_end - user_code), %ecx
     rep movsb
 
     lea stubs(%rip), %rax               # IDT: 32 interrupt gates
@@ -473,6 +628,29 @@ exec_function:
     ret
 exec_function_end:
 
+# Lives on a page of its own. The kernel's R12 is left alone; R9 tells the kernel's handlers where to go on.
+user_code:
+    push %rdi
+    pop %rdi
+    test %r8, %r8
+    jz 1f
+    mov $1, %eax
+    syscall
+    mov $1, %eax
+    syscall
+1:  lea 2f(%rip), %r9                   # a page of the kernel
+    mov KVMID_GUEST_MAILBOX_GPA, %rax
+2:  lea 3f(%rip), %r9                   # an instruction of the kernel
+    hlt
+3:  test %r8, %r8
+    jz 4f
+    mov $2, %eax
+    syscall
+4:  mov $1, %r9d                        # the way back without SYSCALL
+    hlt
+    jmp 4b
+user_code_end:
+
 # ---- GDT and TSS of this vCPU (R12), and the shared IDT ----
 load_descriptors:
     mov %r12, %rdi                      # TSS
@@ -482,6 +660,8 @@ load_descriptors:
     shl $12, %rax
     add $KVMID_GUEST_IST_STACKS_GPA, %rax
     mov %rax, 0x24(%rdi)                # IST1
+    sub $0x800, %rax
+    mov %rax, 4(%rdi)                   # RSP0: the lower half of that page
     movw $104, 0x66(%rdi)
 
     mov %r12, %rsi                      # GDT
@@ -491,6 +671,10 @@ load_descriptors:
     mov %rax, CODE_SELECTOR(%rsi)
     movabs $0x00cf93000000ffff, %rax
     mov %rax, DATA_SELECTOR(%rsi)
+    movabs $0x00cff3000000ffff, %rax
+    mov %rax, STAR_USER_BASE+8(%rsi)
+    movabs $0x00affb000000ffff, %rax
+    mov %rax, STAR_USER_BASE+16(%rsi)
     mov %rdi, %rax                      # TSS descriptor; its address is below 16 MiB
     shl $16, %rax
     movabs $0x0000890000000067, %rdx
@@ -513,4 +697,13 @@ load_descriptors:
     add $16, %rsp
     mov $TSS_SELECTOR, %eax
     ltr %ax
+
+    mov $MSR_STAR, %ecx                 # SYSCALL and SYSRET
+    xor %eax, %eax
+    mov $(((STAR_USER_BASE | 3) << 16) | CODE_SELECTOR), %edx
+    wrmsr
+    mov $MSR_FMASK, %ecx                # TF, IF, DF
+    mov $0x700, %eax
+    xor %edx, %edx
+    wrmsr
     ret

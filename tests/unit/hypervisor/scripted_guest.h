@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstring>
+#include <initializer_list>
 #include <memory>
 #include <optional>
 #include <span>
@@ -19,7 +20,7 @@
 
 namespace kvmid::emulated {
 
-class ScriptedGuest final : public hypervisor::EventSink {
+class ScriptedGuest : public hypervisor::EventSink {
  public:
   explicit ScriptedGuest(std::uint16_t vcpu_count = 1) {
     MachineConfig config;
@@ -76,6 +77,43 @@ class ScriptedGuest final : public hypervisor::EventSink {
     if (value) reply.value = NewValue{*value};
     open.reset();
     machine_->answer(reply);
+  }
+  /// ALLOW of a page fault with TRAP_ACCESS.
+  void allow_with_access_events() {
+    REQUIRE(open);
+    EventReply reply;
+    reply.vcpu = open->vcpu;
+    reply.event = EventKind::PageFault;
+    reply.trap_access = true;
+    open.reset();
+    machine_->answer(reply);
+  }
+  /// ALLOW of an ACCESS event with other bytes.
+  template <class T>
+  void answer_data(const T& value) {
+    static_assert(sizeof value <= KVMI_ACCESS_DATA_MAX);
+    REQUIRE(open);
+    NewData data;
+    std::memcpy(data.data.data(), &value, sizeof value);
+    EventReply reply;
+    reply.vcpu = open->vcpu;
+    reply.event = EventKind::Access;
+    reply.value = data;
+    open.reset();
+    machine_->answer(reply);
+  }
+  /// Puts machine code on the exec page and has it called, again and again (GuestMode::Exec).
+  void run_code(std::initializer_list<std::uint8_t> code) {
+    const std::vector<std::uint8_t> bytes(code);
+    write(kExecPage, std::as_bytes(std::span(bytes)));
+    set_mode(GuestMode::Exec);
+  }
+  /// Lets an action that is under way come to its end; false if an event opens before.
+  bool finish_action(GuestMode mode) {
+    const auto index = static_cast<std::size_t>(mode);
+    const std::uint64_t done = mailbox().done[index];
+    set_mode(GuestMode::Idle);
+    return run_until([&] { return mailbox().done[index] > done || open; }) && !open;
   }
   /// Runs until the action has been done `times` more often.
   bool run_action(GuestMode mode, std::uint64_t times = 1, VcpuId vcpu = VcpuId{0}) {
