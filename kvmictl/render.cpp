@@ -127,7 +127,7 @@ std::string render_guest(const Json& guest, std::size_t width) {
   out += labelled("hypervisor", "pid " + field(hypervisor, "pid") + ", uid " + field(hypervisor, "uid"));
   out += labelled("commands", joined(child(guest, "commands"), " "), width);
   out += labelled("events", joined(child(guest, "events_supported"), " "), width);
-  out += labelled("agents", joined(child(guest, "agent_list"), " "), width);
+  out += labelled("agents", joined(child(guest, "agent_list")));
   const Json& vcpus = child(guest, "vcpu");
   if (vcpus.is_array() && !vcpus.empty()) {
     Table table({{"VCPU", Table::Align::Right},

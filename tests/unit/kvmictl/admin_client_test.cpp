@@ -101,3 +101,32 @@ TEST_CASE("statuses and bodies that are odd", "[kvmictl]") {
   CHECK(admin_answer(403, R"({"error":{"message":"not you"}})").error().code == ErrorCode::NotPermitted);
   CHECK(admin_answer(400, R"({"error":7})").error().kind == ClientErrc::Failed);
 }
+
+TEST_CASE("a mistake in a configuration comes with its place", "[kvmictl]") {
+  const auto answer =
+      admin_answer(422, R"({"error":{"code":422,"message":"is no number","path":"/policy/0/priority"}})");
+  CHECK(answer.error().kind == ClientErrc::Failed);
+  CHECK(answer.error().text == "/policy/0/priority: is no number");
+  CHECK(admin_answer(422, R"({"error":{"message":"cannot open it","path":""}})").error().text == "cannot open it");
+}
+
+TEST_CASE("a resource that this kvmid does not have is told from a guest that it does not have", "[kvmictl]") {
+  CHECK(admin_answer(404, R"({"error":{"message":"no such resource: \"/v1/x\""}})").error().code ==
+        ErrorCode::NotServed);
+  CHECK(admin_answer(405, "{}").error().code == ErrorCode::NotServed);
+  CHECK(admin_answer(404, R"({"error":{"message":"no such guest"}})").error().kind == ClientErrc::NoGuest);
+}
+
+TEST_CASE("method, body and length of a request go out as given", "[kvmictl]") {
+  OneAnswer kvmid(http("200 OK", R"({"schema":1})"));
+  const AdminRequest request{.method = "PUT", .target = "/v1/log-level", .body = R"({"level":"debug"})"};
+  REQUIRE(admin_call(kvmid.address, request, kSoon));
+  kvmid.join();
+  CHECK(kvmid.request.starts_with("PUT /v1/log-level HTTP/1.1\r\n"));
+  CHECK(kvmid.request.find("Content-Length: 17\r\n") != std::string::npos);
+}
+
+TEST_CASE("text in a query is escaped", "[kvmictl]") {
+  CHECK(query_escaped("web-1_a.b~c") == "web-1_a.b~c");
+  CHECK(query_escaped("a b&c=\xc3\xa9") == "a%20b%26c%3D%C3%A9");
+}

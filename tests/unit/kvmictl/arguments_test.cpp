@@ -33,6 +33,15 @@ TEST_CASE("each subcommand is told apart", "[kvmictl]") {
   CHECK(good({"mem", "read", "web1", "0", "16"}).subcommand == Subcommand::MemRead);
   CHECK(good({"pause", "web1"}).subcommand == Subcommand::Pause);
   CHECK(good({"resume", "web1"}).subcommand == Subcommand::Resume);
+  CHECK(good({"agent", "3"}).subcommand == Subcommand::Agent);
+  CHECK(good({"top"}).subcommand == Subcommand::Top);
+  CHECK(good({"mem", "write", "web1", "0", "90"}).subcommand == Subcommand::MemWrite);
+  CHECK(good({"disas", "web1"}).subcommand == Subcommand::Disas);
+  CHECK(good({"crash", "web1"}).subcommand == Subcommand::Crash);
+  CHECK(good({"policy", "check", "--guest", "web1"}).subcommand == Subcommand::PolicyCheck);
+  CHECK(good({"reload"}).subcommand == Subcommand::Reload);
+  CHECK(good({"log-level", "debug"}).subcommand == Subcommand::LogLevel);
+  CHECK(good({"doctor"}).subcommand == Subcommand::Doctor);
 }
 
 TEST_CASE("options of all subcommands may stand before or behind", "[kvmictl]") {
@@ -79,6 +88,62 @@ TEST_CASE("addresses and lengths of mem read", "[kvmictl]") {
   CHECK(good({"mem", "read", "web1", "0xffffffffffffffff", "1"}).length == 1);
 }
 
+TEST_CASE("mem write takes bytes or a file, not both and not neither", "[kvmictl]") {
+  CHECK(good({"mem", "write", "web1", "0x10", "90 cc"}).data.size() == 2);
+  CHECK(good({"mem", "write", "web1", "0x10", "--file", "/tmp/x"}).file == "/tmp/x");
+  CHECK(good({"mem", "write", "web1", "0x10", "90", "--yes", "--force"}).yes);
+  CHECK(answered({"mem", "write", "web1", "0x10"}).exit_code == kUsage);
+  CHECK(answered({"mem", "write", "web1", "0x10", "9"}).exit_code == kUsage);
+  CHECK(answered({"mem", "write", "web1", "0x10", "0x90"}).exit_code == kUsage);
+  CHECK(answered({"mem", "write", "web1", "here", "90"}).exit_code == kUsage);
+  CHECK(answered({"mem", "write", "web1", "0x10", "90", "--file", "/tmp/x"}).exit_code == kUsage);
+}
+
+TEST_CASE("disas begins at RIP unless told, and counts instructions", "[kvmictl]") {
+  CHECK_FALSE(good({"disas", "web1"}).address);
+  CHECK(good({"disas", "web1"}).count == 16);
+  CHECK(good({"disas", "web1", "0x1000", "--count", "3"}).count == 3);
+  CHECK(*good({"disas", "web1", "0x1000"}).address == 0x1000);
+  CHECK(good({"disas", "web1", "0x1000", "--physical"}).physical);
+  CHECK(answered({"disas", "web1", "--physical"}).exit_code == kUsage);
+  CHECK(answered({"disas", "web1", "--count", "0"}).exit_code == kUsage);
+  CHECK(answered({"disas", "web1", "main"}).exit_code == kUsage);
+}
+
+TEST_CASE("what policy check, log-level, doctor and top are told", "[kvmictl]") {
+  const auto check =
+      good({"policy", "check", "--uid", "5", "--gid", "6", "--gid", "7", "--guest", "w", "--event", "cr"});
+  CHECK(*check.policy.uid == 5);
+  CHECK(check.policy.gids == std::vector<std::uint32_t>{6, 7});
+  CHECK_FALSE(check.policy.cid);
+  CHECK(check.policy.event == "cr");
+  CHECK(answered({"policy", "check"}).exit_code == kUsage);
+  CHECK(answered({"policy"}).exit_code == kUsage);
+  CHECK(answered({"policy", "check", "--guest", "w", "--uid", "-1"}).exit_code == kUsage);
+  CHECK(answered({"policy", "check", "--guest", "w", "--command", "NOPE"}).exit_code == kUsage);
+  CHECK(answered({"policy", "check", "--guest", "w", "--command", "GET_VERSION", "--event", "cr"}).exit_code == kUsage);
+  CHECK(answered({"log-level"}).exit_code == kUsage);
+  CHECK(answered({"log-level", "loud"}).exit_code == kUsage);
+  CHECK(good({"doctor", "--needs", "cr,READ_PHYSICAL"}).needs == std::vector<std::string>{"cr", "READ_PHYSICAL"});
+  CHECK(good({"doctor", "web1"}).guest == "web1");
+  CHECK(answered({"doctor", "--needs", "telepathy"}).exit_code == kUsage);
+  CHECK(good({"top", "--once", "--interval", "0.5"}).interval_seconds == 0.5);
+  CHECK(answered({"top", "--interval", "0"}).exit_code == kUsage);
+  CHECK(answered({"agent", "three"}).exit_code == kUsage);
+  CHECK(answered({"reload", "now"}).exit_code == kUsage);
+}
+
+TEST_CASE("completion prints a script and does nothing else", "[kvmictl]") {
+  const auto answer = answered({"completion", "bash"});
+  CHECK(answer.exit_code == kOk);
+  for (const char* word : {"'mem write'", "'policy check'", "log-level", "--needs", "complete -F _kvmictl kvmictl"}) {
+    INFO(word);
+    CHECK(answer.out.find(word) != std::string::npos);
+  }
+  CHECK(answered({"completion", "tcsh"}).exit_code == kUsage);
+  CHECK(answered({"completion"}).exit_code == kUsage);
+}
+
 TEST_CASE("a vCPU is optional and bounded", "[kvmictl]") {
   CHECK_FALSE(good({"pause", "web1"}).vcpu);
   CHECK(good({"pause", "web1", "--vcpu", "3"}).vcpu == 3);
@@ -115,7 +180,18 @@ TEST_CASE("every help teaches by an example and lists the exit codes", "[kvmictl
                                                                  {"mem", "--help"},
                                                                  {"mem", "read", "--help"},
                                                                  {"pause", "--help"},
-                                                                 {"resume", "--help"}}) {
+                                                                 {"resume", "--help"},
+                                                                 {"agent", "--help"},
+                                                                 {"top", "--help"},
+                                                                 {"mem", "write", "--help"},
+                                                                 {"disas", "--help"},
+                                                                 {"crash", "--help"},
+                                                                 {"policy", "--help"},
+                                                                 {"policy", "check", "--help"},
+                                                                 {"reload", "--help"},
+                                                                 {"log-level", "--help"},
+                                                                 {"doctor", "--help"},
+                                                                 {"completion", "--help"}}) {
     const auto answer = answered(words);
     INFO(words.front());
     CHECK(answer.exit_code == kOk);

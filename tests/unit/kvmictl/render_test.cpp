@@ -3,6 +3,7 @@
 #include "kvmictl/render.h"
 
 #include <catch2/catch.hpp>
+#include <sstream>
 
 #include "protocol/handshake.h"
 
@@ -62,6 +63,44 @@ TEST_CASE("one guest with its vCPUs and counters", "[kvmictl]") {
   CHECK(text.find("counters\n  events 10\n") != std::string::npos);
 }
 
+TEST_CASE("one agent, what it may, and what it owes", "[kvmictl]") {
+  const auto agent = Json::parse(R"({"id":2,"name":"guard","guest":"6a1f7e36-0000-4000-8000-000000000001",
+    "guest_name":"web1","pid":10,"uid":0,"gid":0,"role":"decider","priority":7,"deadline_ms":100,"events":["cr","msr"],
+    "strikes":1,"demoted":true,"queued_bytes":512,"requests_open":3,"expired":4,"policy":"guards"})");
+  Json guest = Json::parse(R"({"vcpu":[{"id":0,"state":"running"},
+    {"id":1,"state":"waiting","event":"cr","event_seq":7,"age_ms":3,"waits_for":[2,5]},
+    {"id":2,"state":"waiting","event":"msr","event_seq":8,"age_ms":3,"waits_for":[5]}]})");
+  const auto text = render_agent(agent, guest, 0);
+  CHECK(text.find("guest         web1 (6a1f7e36-0000-4000-8000-000000000001)\n") != std::string::npos);
+  CHECK(text.find("role          decider, demoted to observer\n") != std::string::npos);
+  CHECK(text.find("missed        4 deadlines, 1 in a row\n") != std::string::npos);
+  CHECK(text.find("owes a reply to\nVCPU  EVENT  SEQ   AGE  WAITS FOR AGENTS\n   1  cr       7  3 ms  2,5\n") !=
+        std::string::npos);
+  CHECK(text.find("msr      8") == std::string::npos);  // somebody else's
+  CHECK(render_agent(agent, Json(), 0).find("owes          nothing\n") != std::string::npos);
+  CHECK(render_agent(Json::object(), Json::parse("[7]"), 80).find("control connection") != std::string::npos);
+}
+
+TEST_CASE("tables and lists fit a terminal of 80 columns", "[kvmictl]") {
+  Json guest = kGuests["guests"][0];
+  guest["commands"] = Json::array();
+  for (int i = 0; i < 40; ++i) guest["commands"].push_back("A_COMMAND_" + std::to_string(i));
+  const auto fits = [](const std::string& text) {
+    std::istringstream lines(text);
+    for (std::string line; std::getline(lines, line);) {
+      INFO(line);
+      CHECK(line.size() <= 80);
+    }
+  };
+  fits(render_guest(guest, 80));
+  fits(render_guests(kGuests, 80));
+  fits(render_agents(Json::parse(R"({"agents":[{"id":1234,"name":"a-name-that-is-rather-long-for-an-agent",
+    "guest":"6a1f7e36-0000-4000-8000-000000000001","guest_name":"another-name-that-is-long","pid":4194304,
+    "uid":4294967294,"role":"decider","demoted":true,"priority":4294967295,"deadline_ms":60000,"expired":123456789,
+    "events":["cr","msr","page_fault","breakpoint"],"policy":"the-name-of-a-rule"}]})"),
+                     80));
+}
+
 TEST_CASE("status, and an answer that lacks everything", "[kvmictl]") {
   const auto text =
       render_status(Json::parse(R"({"schema":1,"version":"0.1.0","pid":7,"uptime_s":3725,"config":"/etc/x",
@@ -75,6 +114,7 @@ TEST_CASE("status, and an answer that lacks everything", "[kvmictl]") {
     CHECK_FALSE(render_guest(json, 80).empty());
     CHECK_FALSE(render_guests(json, 80).empty());
     CHECK_FALSE(render_agents(json, 80).empty());
+    CHECK_FALSE(render_agent(json, json, 80).empty());
   }
 }
 
@@ -87,6 +127,7 @@ TEST_CASE("names in answers cannot steer the terminal", "[kvmictl]") {
 TEST_CASE("a hex dump shows whole and partial lines", "[kvmictl]") {
   std::vector<std::byte> bytes;
   for (unsigned i = 0; i < 18; ++i) bytes.push_back(static_cast<std::byte>(0x3f + i));
+  CHECK(hex_digits(bytes).starts_with("3f4041"));
   CHECK(hex_dump(0x1000, bytes) ==
         "0000000000001000  3f 40 41 42 43 44 45 46  47 48 49 4a 4b 4c 4d 4e  |?@ABCDEFGHIJKLMN|\n"
         "0000000000001010  4f 50                                             |OP|\n");
