@@ -8,15 +8,6 @@ namespace {
 
 using client::ReceivedEvent;
 
-constexpr ActionSet actions(std::initializer_list<Action> list) {
-  ActionSet set;
-  for (const Action action : list)
-    set.bits = static_cast<std::uint8_t>(set.bits | KVMI_ACTION_BIT(static_cast<unsigned>(action)));
-  return set;
-}
-constexpr ActionSet kAll = actions({Action::Allow, Action::Retry, Action::Skip, Action::Crash});
-constexpr ActionSet kGoOnOrCrash = actions({Action::Allow, Action::Crash});
-
 constexpr std::uint32_t kLstar = 0xc0000082;
 constexpr std::uint8_t kBreakpointVector = 3;
 constexpr std::uint64_t kHypercallUnknown = static_cast<std::uint64_t>(-1000);
@@ -34,13 +25,14 @@ struct CrCase {
 EventRow cr_row(const CrCase& c) {
   EventRow row;
   row.name = "CR" + std::to_string(c.number);
+  row.words = {"the register has the new value", "the register keeps its value", "the register has the agent's value"};
   row.kind = EventKind::Cr;
   row.mode = c.mode;
-  row.takes = kAll;
+  row.takes = kAllActions;
   row.has_value = true;
-  row.watch = [c](Stage& stage) {
-    stage.subscribe(EventKind::Cr);
-    check(stage.agent.control_cr(kAllVcpus, c.number, true));
+  row.watch = [c](AgentClient& agent) {
+    Stage::subscribe(agent, EventKind::Cr);
+    check(agent.control_cr(kAllVcpus, c.number, true));
   };
   row.told = [c](Stage&, const ReceivedEvent& event) {
     const auto& cr = std::get<CrData>(event.event.data);
@@ -56,7 +48,9 @@ EventRow cr_row(const CrCase& c) {
     CHECK(stage.now().*c.seen == std::get<CrData>(event.event.data).old_value);
   };
   row.undone = [c](Stage& stage, const ReceivedEvent&) { CHECK(stage.now().*c.seen == stage.before().*c.seen); };
-  row.value = [c](const ReceivedEvent& event) { return std::get<CrData>(event.event.data).new_value | c.also_set; };
+  row.value = [c](const ReceivedEvent& event) {
+    return NewValue{std::get<CrData>(event.event.data).new_value | c.also_set};
+  };
   row.replaced = [c](Stage& stage, const ReceivedEvent& event) {
     CHECK(stage.now().*c.seen == (std::get<CrData>(event.event.data).new_value | c.also_set));
   };
@@ -80,7 +74,7 @@ EventRow cr3_row() {
     in_effect(stage, std::get<CrData>(event.event.data).old_value);
   };
   // The guest asks for the other root and is given the one it has: as SKIP in effect, but by a value.
-  row.value = [](const ReceivedEvent& event) { return std::get<CrData>(event.event.data).old_value; };
+  row.value = [](const ReceivedEvent& event) { return NewValue{std::get<CrData>(event.event.data).old_value}; };
   row.replaced = row.skipped;
   return row;
 }
@@ -88,13 +82,14 @@ EventRow cr3_row() {
 EventRow msr_row() {
   EventRow row;
   row.name = "MSR";
+  row.words = {"LSTAR has the new value", "LSTAR keeps its value", "LSTAR has the agent's value"};
   row.kind = EventKind::Msr;
   row.mode = GuestMode::Lstar;
-  row.takes = kAll;
+  row.takes = kAllActions;
   row.has_value = true;
-  row.watch = [](Stage& stage) {
-    stage.subscribe(EventKind::Msr);
-    check(stage.agent.control_msr(kAllVcpus, kLstar, true));
+  row.watch = [](AgentClient& agent) {
+    Stage::subscribe(agent, EventKind::Msr);
+    check(agent.control_msr(kAllVcpus, kLstar, true));
   };
   row.told = [](Stage& stage, const ReceivedEvent& event) {
     const auto& msr = std::get<MsrData>(event.event.data);
@@ -110,7 +105,7 @@ EventRow msr_row() {
     CHECK(stage.now().lstar == std::get<MsrData>(event.event.data).old_value);
   };
   row.undone = [](Stage& stage, const ReceivedEvent&) { CHECK(stage.now().lstar == stage.before().lstar); };
-  row.value = [](const ReceivedEvent&) { return std::uint64_t{0x7fff'1234'5000}; };
+  row.value = [](const ReceivedEvent&) { return NewValue{0x7fff'1234'5000}; };
   row.replaced = [](Stage& stage, const ReceivedEvent&) { CHECK(stage.now().lstar == 0x7fff'1234'5000); };
   return row;
 }
@@ -118,11 +113,12 @@ EventRow msr_row() {
 EventRow breakpoint_row() {
   EventRow row;
   row.name = "BREAKPOINT";
+  row.words = {"#BP in the guest, RIP behind INT3", "no #BP", ""};
   row.kind = EventKind::Breakpoint;
   row.mode = GuestMode::Int3;
-  row.takes = kAll;
+  row.takes = kAllActions;
   const auto handled = [](const Mailbox& mailbox) { return mailbox.exceptions[kBreakpointVector]; };
-  row.watch = [](Stage& stage) { stage.subscribe(EventKind::Breakpoint); };
+  row.watch = [](AgentClient& agent) { Stage::subscribe(agent, EventKind::Breakpoint); };
   row.told = [](Stage& stage, const ReceivedEvent& event) {
     const auto& breakpoint = std::get<BreakpointData>(event.event.data);
     CHECK(breakpoint.insn_length == 1);
@@ -145,10 +141,11 @@ EventRow breakpoint_row() {
 EventRow hypercall_row() {
   EventRow row;
   row.name = "HYPERCALL";
+  row.words = {"RAX = -1000: unknown call", "RAX as it was", ""};
   row.kind = EventKind::Hypercall;
   row.mode = GuestMode::Vmcall;
-  row.takes = kAll;
-  row.watch = [](Stage& stage) { stage.subscribe(EventKind::Hypercall); };
+  row.takes = kAllActions;
+  row.watch = [](AgentClient& agent) { Stage::subscribe(agent, EventKind::Hypercall); };
   row.told = [](Stage& stage, const ReceivedEvent& event) {
     CHECK(event.event.regs.rax == emulated::kHypercallNumber);
     CHECK(event.event.regs.rdi == 0);
@@ -183,13 +180,14 @@ void set_protected_word(Stage& stage) {
 EventRow read_row() {
   EventRow row;
   row.name = "PAGE_FAULT r";
+  row.words = {"the value is loaded", "nothing is loaded", ""};
   row.kind = EventKind::PageFault;
   row.mode = GuestMode::Load;
-  row.takes = kAll;
-  row.watch = [](Stage& stage) {
-    set_protected_word(stage);
-    stage.subscribe(EventKind::PageFault);
-    check(stage.agent.set_page_access(emulated::kProtectedPage, 1, 0));
+  row.takes = kAllActions;
+  row.prepare = set_protected_word;
+  row.watch = [](AgentClient& agent) {
+    Stage::subscribe(agent, EventKind::PageFault);
+    check(agent.set_page_access(emulated::kProtectedPage, 1, 0));
   };
   row.told = [](Stage&, const ReceivedEvent& event) {
     told_fault(event, emulated::kProtectedPage, KVMI_PAGE_ACCESS_R);
@@ -203,13 +201,14 @@ EventRow read_row() {
 EventRow write_row() {
   EventRow row;
   row.name = "PAGE_FAULT w";
+  row.words = {"the value is stored", "memory keeps its value", ""};
   row.kind = EventKind::PageFault;
   row.mode = GuestMode::Store;
-  row.takes = kAll;
-  row.watch = [](Stage& stage) {
-    set_protected_word(stage);
-    stage.subscribe(EventKind::PageFault);
-    check(stage.agent.set_page_access(emulated::kProtectedPage, 1, KVMI_PAGE_ACCESS_R));
+  row.takes = kAllActions;
+  row.prepare = set_protected_word;
+  row.watch = [](AgentClient& agent) {
+    Stage::subscribe(agent, EventKind::PageFault);
+    check(agent.set_page_access(emulated::kProtectedPage, 1, KVMI_PAGE_ACCESS_R));
   };
   row.told = [](Stage& stage, const ReceivedEvent& event) {
     told_fault(event, emulated::kProtectedPage, KVMI_PAGE_ACCESS_W);
@@ -228,12 +227,13 @@ EventRow write_row() {
 EventRow execute_row() {
   EventRow row;
   row.name = "PAGE_FAULT x";
+  row.words = {"the function counts its call", "the skipped instruction does not count", ""};
   row.kind = EventKind::PageFault;
   row.mode = GuestMode::Exec;
-  row.takes = kAll;
-  row.watch = [](Stage& stage) {
-    stage.subscribe(EventKind::PageFault);
-    check(stage.agent.set_page_access(emulated::kExecPage, 1, KVMI_PAGE_ACCESS_R | KVMI_PAGE_ACCESS_W));
+  row.takes = kAllActions;
+  row.watch = [](AgentClient& agent) {
+    Stage::subscribe(agent, EventKind::PageFault);
+    check(agent.set_page_access(emulated::kExecPage, 1, KVMI_PAGE_ACCESS_R | KVMI_PAGE_ACCESS_W));
   };
   row.told = [](Stage&, const ReceivedEvent& event) {
     told_fault(event, emulated::kExecPage, KVMI_PAGE_ACCESS_X);
@@ -258,10 +258,12 @@ EventRow execute_row() {
 EventRow pause_row() {
   EventRow row;
   row.name = "PAUSE";
+  row.words = {"the vCPU goes on", "", ""};
   row.kind = EventKind::Pause;
   row.mode = GuestMode::Spin;
   row.takes = kGoOnOrCrash;
-  row.watch = [](Stage& stage) { check(stage.agent.pause_vcpu(VcpuId{0})); };
+  row.ends = false;
+  row.watch = [](AgentClient& agent) { check(agent.pause_vcpu(VcpuId{0})); };
   // A spinning vCPU counts a round at every look of its hypervisor at the socket; a paused one does not.
   const auto stands_still = [](Stage& stage) {
     const std::uint64_t rounds = read_mailbox(stage.agent, 0, offsetof(Mailbox, rounds));
@@ -274,11 +276,9 @@ EventRow pause_row() {
   return row;
 }
 
-}  // namespace
-
-const std::vector<EventRow>& event_rows() {
+std::vector<EventRow> make_rows() {
   constexpr std::uint64_t kWp = 0x10000, kAm = 0x40000, kPge = 0x80, kTsd = 0x4;
-  static const std::vector<EventRow> rows{
+  std::vector<EventRow> rows{
       cr_row({0, GuestMode::Cr0, &Mailbox::cr0, kWp, kAm}),
       cr3_row(),
       cr_row({4, GuestMode::Cr4, &Mailbox::cr4, kPge, kTsd}),
@@ -290,6 +290,27 @@ const std::vector<EventRow>& event_rows() {
       execute_row(),
       pause_row(),
   };
+  add_processor_rows(rows);
+  return rows;
+}
+
+}  // namespace
+
+void settle_in(Stage& stage, GuestMode mode) {
+  stage.guest.do_times(mode, 1);
+  stage.guest.set_mode(GuestMode::Idle);
+  stage.guest.wait_rounds(2);
+}
+
+const std::vector<EventRow>& event_rows() {
+  static const std::vector<EventRow> rows = make_rows();
+  return rows;
+}
+
+std::vector<EventRow> rows_of(EventSet offered) {
+  std::vector<EventRow> rows;
+  for (const auto& row : event_rows())
+    if (offered.has(row.kind)) rows.push_back(row);
   return rows;
 }
 

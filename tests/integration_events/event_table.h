@@ -8,6 +8,7 @@
 
 #include <array>
 #include <functional>
+#include <initializer_list>
 #include <string>
 #include <vector>
 
@@ -21,8 +22,22 @@ struct EventRow {
   GuestMode mode{};        ///< what provokes it
   ActionSet takes;         ///< the actions that this event must offer
   bool has_value = false;  ///< ALLOW can replace a value
-  /// Asks for the event.
-  std::function<void(Stage&)> watch;
+  bool voted = true;       ///< agents decide it; false: kvmid answers it itself
+  bool ends = true;        ///< the guest has done the thing once the event has ended; false: it interrupts something else
+  std::vector<std::string> arguments{};  ///< of kvmi-emu
+
+  /// What the guest shows afterwards, for people.
+  struct Words {
+    std::string allowed, skipped, replaced;
+  };
+  Words words;
+
+  /// Prepares the guest, once.
+  std::function<void(Stage&)> prepare;
+  /// Asks for the event, for one agent.
+  std::function<void(AgentClient&)> watch;
+  /// Is this the one? Events before it are allowed. Absent: the first one is.
+  std::function<bool(const client::ReceivedEvent&)> is_it;
   /// What the event must say.
   std::function<void(Stage&, const client::ReceivedEvent&)> told;
   /// What the guest must look like once it got through, for ALLOW and SKIP.
@@ -32,10 +47,28 @@ struct EventRow {
   /// The guest did not do it yet: for RETRY (between the two events) and for CRASH (for ever).
   After undone;
   /// With has_value: the value to give, and what the guest must look like.
-  std::function<std::uint64_t(const client::ReceivedEvent&)> value;
+  std::function<ReplacedValue(const client::ReceivedEvent&)> value;
   After replaced;
+  /// With !voted: lets it happen and looks at everything.
+  std::function<void(Stage&)> run;
 };
 
 const std::vector<EventRow>& event_rows();
+/// The rows of the events that this hypervisor offers.
+std::vector<EventRow> rows_of(EventSet offered);
+
+// Parts of the table (event_table.cpp, processor_rows.cpp).
+[[nodiscard]] constexpr ActionSet actions(std::initializer_list<Action> list) {
+  ActionSet set;
+  for (const Action action : list)
+    set.bits = static_cast<std::uint8_t>(set.bits | KVMI_ACTION_BIT(static_cast<unsigned>(action)));
+  return set;
+}
+inline constexpr std::array kActions{Action::Allow, Action::Retry, Action::Skip, Action::Crash};
+inline constexpr ActionSet kAllActions = actions({Action::Allow, Action::Retry, Action::Skip, Action::Crash});
+inline constexpr ActionSet kGoOnOrCrash = actions({Action::Allow, Action::Crash});
+/// Lets the guest do that once, so that its mailbox says what is in effect, and nothing any more.
+void settle_in(Stage& stage, GuestMode mode);
+void add_processor_rows(std::vector<EventRow>& rows);
 
 }  // namespace kvmid::test

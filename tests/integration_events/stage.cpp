@@ -8,30 +8,50 @@ namespace {
 
 constexpr Millis kLook{5};
 
-std::string config() {
-  return R"({"hypervisors": {"uid": [)" + std::to_string(::getuid()) + R"(]}, "log": {"level": "debug"},
-    "policy": [{"match": "*", "commands": ["*"], "events": ["*"], "role": "decider", "default": "allow",
-                "deadline_ms": 60000, "pause_max_ms": 60000}]})";
+/// Long enough for an answer that is on its way, short enough to be waited for a hundred times.
+constexpr unsigned kShortDeadlineMs = 150;
+
+std::string rule(const std::string& guests, Action default_action, unsigned deadline_ms) {
+  const std::string deadline = std::to_string(deadline_ms);
+  return R"({"match": "*", "guests": [")" + guests + R"("], "commands": ["*"], "events": ["*"], "role": "decider",
+    "default": ")" + std::string(name_of(default_action)) + R"(", "strikes": 1000000,
+    "deadline_ms": )" + deadline + R"(, "pause_max_ms": )" + deadline + "}";
 }
 
-Guest start_guest(const RuntimeFolder& folder, unsigned vcpus) {
-  GuestOptions options;
-  options.vcpus = vcpus;
-  return Guest(folder, std::move(options));
+std::string config() {
+  std::string rules;
+  for (const Action action : {Action::Allow, Action::Retry, Action::Skip, Action::Crash})
+    rules += rule(silent_guest(action), action, kShortDeadlineMs) + ",\n";
+  rules += rule("*", Action::Allow, 60000);
+  return R"({"hypervisors": {"uid": [)" + std::to_string(::getuid()) + R"(]}, "log": {"level": "debug"},
+    "policy": [)" + rules + "]}";
+}
+
+Guest start_guest(const RuntimeFolder& folder, const StageOptions& options) {
+  return Guest(folder, GuestOptions{.name = options.guest, .vcpus = options.vcpus, .arguments = options.arguments});
 }
 
 }  // namespace
 
+std::string silent_guest(Action default_action) { return "silent-" + std::string(name_of(default_action)); }
+
 EventDaemon::EventDaemon() { daemon_.emplace(folder_, DaemonOptions{.config = config(), .arguments = {}}); }
 
-Stage::Stage(EventDaemon& daemon, unsigned vcpus)
-    : guest(start_guest(daemon.folder(), vcpus)),
-      agent(attach(daemon.daemon().agent_socket(), guest.wait_online().uuid(), "decider")),
+Stage::Stage(EventDaemon& daemon, const StageOptions& options)
+    : guest(start_guest(daemon.folder(), options)),
+      agent(attach(daemon.daemon().agent_socket(), guest.wait_online().uuid(), "decider", options.outcomes)),
       agent_socket_(daemon.daemon().agent_socket()) {
+  if (options.two_agents) second = attach(agent_socket_, guest.uuid(), "second decider", options.outcomes);
   before_ = guest.mailbox();
 }
 
-void Stage::subscribe(EventKind kind) { check(agent.subscribe(only(kind), Role::Decider)); }
+std::vector<AgentClient*> Stage::agents() {
+  std::vector<AgentClient*> all{&agent};
+  if (second) all.push_back(&*second);
+  return all;
+}
+
+void Stage::subscribe(AgentClient& who, EventKind kind) { check(who.subscribe(only(kind), Role::Decider)); }
 
 client::ReceivedEvent Stage::provoke(GuestMode mode) {
   before_ = guest.mailbox();
@@ -41,9 +61,9 @@ client::ReceivedEvent Stage::provoke(GuestMode mode) {
   return event;
 }
 
-client::ReceivedEvent Stage::next_event() {
-  auto event = check(agent.wait_event(kBound));
-  if (!event) throw TestError("no event came\n" + guest.process().tail());
+client::ReceivedEvent Stage::next_event(AgentClient& who) const {
+  auto event = check(who.wait_event(kBound));
+  if (!event) throw TestError("no event came");
   return *event;
 }
 
@@ -60,9 +80,11 @@ unsigned Stage::finish(GuestMode mode, std::uint64_t times) {
   const std::uint64_t target = done_before(mode) + times;
   const bool finished = wait_until([&] {
     if (done(mode) >= target) return true;
-    if (const auto event = check(agent.wait_event(kLook))) {
-      check(agent.reply(*event, Action::Allow));
-      ++events;
+    for (AgentClient* who : agents()) {
+      const auto event = check(who->wait_event(kLook));
+      if (!event) continue;
+      check(who->reply(*event, Action::Allow));
+      if (who == &agent) ++events;
     }
     return done(mode) >= target;
   });

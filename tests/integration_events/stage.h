@@ -11,12 +11,14 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "tests/support/processes.h"
 
 namespace kvmid::test {
 
-/// A kvmid for these tests: everything allowed, deadlines that no slow machine misses, default action ALLOW.
+/// A kvmid for these tests: everything allowed, deadlines that no slow machine misses, default action ALLOW. Who
+/// attaches to a guest of the name silent_guest(action) has a short deadline and that default.
 class EventDaemon {
  public:
   EventDaemon();
@@ -28,23 +30,41 @@ class EventDaemon {
   std::optional<Daemon> daemon_;
 };
 
+/// The name of a guest whose agents are not waited for.
+std::string silent_guest(Action default_action);
+
+struct StageOptions {
+  unsigned vcpus = 1;
+  std::string guest = "web1";
+  bool two_agents = false;
+  bool outcomes = false;
+  std::vector<std::string> arguments{};  ///< of kvmi-emu
+};
+
 /// What the agent was told, and what was sent to whom besides.
 class Stage {
  public:
-  explicit Stage(EventDaemon& daemon, unsigned vcpus = 1);
+  explicit Stage(EventDaemon& daemon, unsigned vcpus = 1) : Stage(daemon, StageOptions{.vcpus = vcpus}) {}
+  Stage(EventDaemon& daemon, const StageOptions& options);
 
   Guest guest;
   AgentClient agent;
+  std::optional<AgentClient> second;  ///< with StageOptions::two_agents
 
+  /// `agent` and, where there is one, `second`.
+  [[nodiscard]] std::vector<AgentClient*> agents();
   [[nodiscard]] const std::string& agent_socket() const { return agent_socket_; }
-  void subscribe(EventKind kind);
+  void subscribe(EventKind kind) { subscribe(agent, kind); }
+  static void subscribe(AgentClient& who, EventKind kind);
   /// Lets the guest do it; the event that stops it. The guest's next rounds are idle.
   client::ReceivedEvent provoke(GuestMode mode);
   /// The next event, which must come.
-  client::ReceivedEvent next_event();
+  client::ReceivedEvent next_event() { return next_event(agent); }
+  client::ReceivedEvent next_event(AgentClient& who) const;
   /// The next notice, which must come.
   client::ReceivedNotice next_notice();
-  /// Waits until the guest has done that `times` more than before provoke(), allowing events on the way; how many came.
+  /// Waits until the guest has done that `times` more than before provoke(), allowing events on the way; how many came
+  /// to `agent`.
   unsigned finish(GuestMode mode, std::uint64_t times = 1);
   /// The mailbox as it was before provoke().
   [[nodiscard]] const Mailbox& before() const { return before_; }
