@@ -85,7 +85,8 @@ std::variant<Options, int> parse_options(int argc, char** argv) {
   const std::map<std::string, OffReason> reasons = {{"suspend", OffReason::Suspend},
                                                     {"migration", OffReason::Migration},
                                                     {"snapshot", OffReason::Snapshot}};
-  app.add_option("--leave-reason", options.leave_reason, "what kvmid is told at SIGUSR2: suspend, migration or snapshot")
+  app.add_option("--leave-reason", options.leave_reason,
+                 "what kvmid is told at SIGUSR2: suspend, migration or snapshot")
       ->transform(CLI::CheckedTransformer(reasons))
       ->type_name("REASON")
       ->default_str("suspend");
