@@ -29,7 +29,7 @@
 #define KVMID_GUEST_TSS_GPA 0x59000       /* 128 bytes per vCPU */
 #define KVMID_GUEST_GDT_GPA 0x5a000       /* 128 bytes per vCPU; from 0x50 on: LDT, second TSS */
 #define KVMID_GUEST_LDT_GPA 0x5b000       /* an empty LDT */
-#define KVMID_GUEST_ROM_GPA 0xf0000       /* one page of ROM: "KVMIROM1", then each byte is the low byte of its offset */
+#define KVMID_GUEST_ROM_GPA 0xf0000       /* a page of ROM: "KVMIROM1", then each byte is the low byte of its offset */
 #define KVMID_GUEST_ROM_BYTES 0x1000
 #define KVMID_GUEST_IMAGE_GPA 0x100000    /* where the loader puts the image, and where vCPUs begin */
 
