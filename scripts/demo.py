@@ -19,7 +19,9 @@ import time
 GUEST = "demo"
 UUID = "6b766d69-6400-4000-8000-64656d6f0001"
 DEADLINE_MS = 400
-PROTECTED_PAGE = "0x20000"  # hypervisor/emulated/GUEST.md
+# The guest's own pages, as hypervisor/emulated/GUEST.md lists them
+PROTECTED_PAGE = "0x20000"
+MAILBOX_USER_SYSCALLS = 0x10000 + 0xB8
 
 
 class Http(http.client.HTTPConnection):
@@ -114,6 +116,64 @@ class Demo:
     def counters(self):
         return self.get("/v1/status")["counters"]
 
+    def ctl(self, *arguments):
+        """Runs kvmictl as a user would, and gives what it prints."""
+        environment = dict(os.environ, KVMID_ADMIN_SOCKET=str(self.dir / "admin.sock"),
+                           KVMID_AGENT_SOCKET=str(self.dir / "agent.sock"))
+        done = subprocess.run([str(self.bin / "kvmictl"), *arguments], env=environment, stdin=subprocess.DEVNULL,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=10)
+        if done.returncode != 0:
+            raise RuntimeError(f"kvmictl {' '.join(arguments)}: {done.stderr.decode(errors='replace')}")
+        return done.stdout
+
+    def syscalls(self):
+        """System calls that the guest's user code has made, as the guest itself counts them."""
+        return int.from_bytes(self.ctl("mem", "read", GUEST, hex(MAILBOX_USER_SYSCALLS), "8", "--raw"), "little")
+
+    def kinds(self):
+        """Events by kind that the watchers of every kind have seen."""
+        seen = {}
+        for name in ("watch", "step", "audit"):
+            for line in list(self.lines.get(name, [])):
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    continue
+                if record.get("type") == "event":
+                    seen[record["kind"]] = seen.get(record["kind"], 0) + 1
+        return seen
+
+    def every_kind(self, agent_socket):
+        """One event at least of every kind that the guest's hypervisor has."""
+        common = ("--socket", agent_socket, "--guest", GUEST, "--json")
+        wanted = set(self.get(f"/v1/guests/{UUID}")["events_supported"]) - {"unhook"}
+        before = self.syscalls()
+        watch = self.start("watch", "kvmi-trace", *common, "--name", "watch", "--pages", PROTECTED_PAGE)
+        step = self.start("step", "kvmi-trace", *common, "--name", "step", "--kinds", "singlestep", "--step", "0", "--count", "50")
+        audit = self.start("audit", "kvmi-guard", *common, "--name", "audit", "--audit", PROTECTED_PAGE)
+        self.wait("the watchers", lambda: {"watch", "audit"} <= set(self.agents()))
+        self.ctl("pause", GUEST, "--for", "0.1")
+        self.wait("an event of every kind", lambda: wanted <= set(self.kinds()), 15)
+        seen = self.kinds()
+        for child in (watch, audit, step):
+            child.terminate()
+        self.wait("them to be gone", lambda: not {"watch", "audit", "step"} & set(self.agents()))
+        after = self.wait("system calls of user code", lambda: self.syscalls() - before)
+        self.say("  " + ", ".join(f"{kind} {count}" for kind, count in sorted(seen.items())))
+        self.say(f"  meanwhile the guest's user code made {after} system calls")
+        return seen, after
+
+    def leave(self, guest):
+        """UNHOOK: the hypervisor lets the guest go for a moment, and comes back."""
+        guest.send_signal(signal.SIGUSR2)
+        line = self.wait("the trace to be told that the guest goes",
+                         lambda: [text for text in self.lines["trace"] if "suspend" in text])[0]
+        self.say(f"  trace  | {line}")
+        self.wait("the guest to be back", lambda: self.get(f"/v1/guests/{UUID}")["state"] == "online")
+        before = self.counters()["events"]
+        self.wait("events again", lambda: self.counters()["events"] > before + 5)
+        self.say("  it is back, and the trace sees its events again")
+
     def denied_writes(self):
         count = 0
         for line in self.lines["guard"]:
@@ -134,8 +194,8 @@ class Demo:
         self.say("\n1. kvmid, and a guest of two vCPUs that runs real code")
         self.start("kvmid", "kvmid", "--runtime-dir", str(self.dir), "--config", str(config), "--log-level", "warn")
         self.wait("kvmid's sockets", lambda: self.get("/v1/status"))
-        self.start("guest", "kvmi-emu", "--socket", str(self.dir / "hypervisor.sock"), "--name", GUEST, "--uuid", UUID,
-                   "--vcpus", "2", "--quiet")
+        guest = self.start("guest", "kvmi-emu", "--socket", str(self.dir / "hypervisor.sock"), "--name", GUEST, "--uuid", UUID,
+                   "--vcpus", "2", "--leave-ms", "200", "--quiet")
         self.wait("the guest", lambda: self.get("/v1/guests")["guests"])
         self.say(f"  guest {GUEST} is known to kvmid")
 
@@ -154,8 +214,8 @@ class Demo:
         self.start("second", "kvmi-guard", "--socket", agent_socket, "--guest", GUEST, "--name", "second", "--pin-lstar",
                    "--stall-after", "40", "--json")
         self.wait("the guards", lambda: len(self.agents()) == 2)
-        self.start("trace", "kvmi-trace", "--socket", agent_socket, "--guest", GUEST, "--outcomes", "--kinds",
-                   "cr,msr", show=self.first(9))
+        self.start("trace", "kvmi-trace", "--socket", agent_socket, "--guest", GUEST, "--outcomes", "--wait",
+                   "--kinds", "cr,msr", show=self.first(9))
         self.wait("three agents", lambda: len(self.agents()) == 3)
         agents_seen = len(self.agents())
         self.wait("merged replies", lambda: self.counters()["merged"] >= 10, 15)
@@ -192,6 +252,13 @@ class Demo:
         self.wait("the guard to be forgotten", lambda: len(self.agents()) == 2)
         self.say("  its page rights and events are gone, and the trace still sees the guest")
 
+        self.say("\n5. one event of every kind, and user code in the guest")
+        kinds, syscalls = self.every_kind(agent_socket)
+
+        self.say("\n6. the guest is suspended: kvmid takes everything back first, and sets it up again afterwards")
+        self.leave(guest)
+        kinds["unhook"] = 1
+
         counters = self.counters()
         summary = {
             "schema": 1,
@@ -204,6 +271,8 @@ class Demo:
             "deadline_ms": DEADLINE_MS,
             "guests": len(self.get("/v1/guests")["guests"]),
             "agents": agents_seen,
+            "event_kinds": kinds,
+            "user_syscalls": syscalls,
         }
         self.say("\nSummary")
         for key, text in (("guests", "guests"), ("agents", "agents at once"), ("events", "events of the guest"),

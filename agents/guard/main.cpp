@@ -26,7 +26,7 @@ const std::vector<std::pair<std::string, std::uint64_t>> kCr4Bits{
 struct Options {
   ConnectOptions connect;
   std::string guest;
-  std::vector<std::string> pages;
+  std::vector<std::string> pages, audited;
   std::string rights = "r-x", on_write = "skip", cr4_action = "keep";
   std::string lstar_value;
   bool pin_lstar = false, json = false, quiet = false, summary = false, wait = false;
@@ -61,6 +61,7 @@ struct Decision {
   Action action = Action::Allow;
   ReplacedValue value;
   std::string why;  ///< empty: nothing was wrong
+  bool trap_access = false;
 };
 
 struct Counts {
@@ -72,6 +73,7 @@ class Guard {
  public:
   explicit Guard(Options options) : options_(std::move(options)), cr4_bits_(cr4_bits(options_.cr4_names)) {
     for (const auto& page : options_.pages) pages_.push_back(number(page, "--protect") & ~(kPageSize - 1));
+    for (const auto& page : options_.audited) audited_.push_back(number(page, "--audit") & ~(kPageSize - 1));
     if (!options_.lstar_value.empty()) lstar_ = number(options_.lstar_value, "--pin-lstar");
     write_action_ = options_.on_write == "crash"   ? Action::Crash
                     : options_.on_write == "retry" ? Action::Retry
@@ -123,6 +125,11 @@ class Guard {
       for (const auto page : pages_) entries.push_back({page, 1, rights, {}});
       wanted.add(EventKind::PageFault);
       if (auto done = client.set_page_access(entries); !done) return done;
+    }
+    for (const auto page : audited_) {
+      wanted.add(EventKind::PageFault);
+      wanted.add(EventKind::Access);
+      if (auto done = client.set_page_access(Gpa{page}, 1, 0); !done) return done;
     }
     if (options_.pin_lstar) {
       wanted.add(EventKind::Msr);
@@ -178,7 +185,9 @@ class Guard {
         decision.why += "; " + std::string(name_of(decision.action)) + " is not possible here";
         decision.action = received.event.actions.has(Action::Retry) ? Action::Retry : Action::Allow;
       }
-      if (auto done = client.reply(received, decision.action, decision.value); !done) return done;
+      EventReply reply = client::make_reply(received.event, decision.action, decision.value);
+      reply.trap_access = decision.trap_access;
+      if (auto done = client.reply(received.seq, reply); !done) return done;
       const bool changed = !std::holds_alternative<std::monostate>(decision.value);
       ++(changed ? counts_.changed : decision.action == Action::Allow ? counts_.allowed : counts_.denied);
     }
@@ -192,18 +201,21 @@ class Guard {
 
   Decision decide(const Event& event) {
     if (const auto* fault = std::get_if<PageFaultData>(&event.data)) {
-      const bool ours = std::find(pages_.begin(), pages_.end(), fault->gpa.value & ~(kPageSize - 1)) != pages_.end();
-      if (ours && (fault->access & KVMI_PAGE_ACCESS_W) != 0) return {write_action_, {}, "the page is protected"};
-      if (ours && options_.rights == "r--") return {write_action_, {}, "the page may not be executed"};
+      const std::uint64_t page = fault->gpa.value & ~(kPageSize - 1);
+      const bool ours = std::find(pages_.begin(), pages_.end(), page) != pages_.end();
+      if (ours && (fault->access & KVMI_PAGE_ACCESS_W) != 0) return {write_action_, {}, "the page is protected", false};
+      if (ours && options_.rights == "r--") return {write_action_, {}, "the page may not be executed", false};
+      // Let it happen, but one memory access at a time, each of them told.
+      return {Action::Allow, {}, "", std::find(audited_.begin(), audited_.end(), page) != audited_.end()};
     } else if (const auto* msr = std::get_if<MsrData>(&event.data); msr != nullptr && msr->msr == kLstar) {
       // The value to keep is the one that was there; at the guest's start the first one that is written.
       if (!lstar_) lstar_ = msr->old_value != 0 ? msr->old_value : msr->new_value;
-      if (msr->new_value != *lstar_) return {Action::Skip, {}, "LSTAR is pinned to " + hex(*lstar_)};
+      if (msr->new_value != *lstar_) return {Action::Skip, {}, "LSTAR is pinned to " + hex(*lstar_), false};
     } else if (const auto* cr = std::get_if<CrData>(&event.data); cr != nullptr && cr->cr == 4) {
       const std::uint64_t cleared = cr->old_value & ~cr->new_value & cr4_bits_;
       if (cleared == 0) return {};
-      if (options_.cr4_action == "skip") return {Action::Skip, {}, "clears pinned bits " + hex(cleared)};
-      return {Action::Allow, NewValue{cr->new_value | cleared}, "keeps pinned bits " + hex(cleared)};
+      if (options_.cr4_action == "skip") return {Action::Skip, {}, "clears pinned bits " + hex(cleared), false};
+      return {Action::Allow, NewValue{cr->new_value | cleared}, "keeps pinned bits " + hex(cleared), false};
     }
     return {};
   }
@@ -225,7 +237,7 @@ class Guard {
 
   Options options_;
   std::uint64_t cr4_bits_;
-  std::vector<std::uint64_t> pages_;
+  std::vector<std::uint64_t> pages_, audited_;
   std::optional<std::uint64_t> lstar_;
   Action write_action_ = Action::Skip;
   Counts counts_;
@@ -249,6 +261,7 @@ int main(int argc, char** argv) {
   app.add_option("--guest", options.guest, "Guest: name, uuid, or a unique beginning of its uuid")->required();
   app.add_option("--protect", options.pages, "Guest physical addresses of pages that may not be written")
       ->delimiter(',');
+  app.add_option("--audit", options.audited, "Pages that may be used, with each memory access told")->delimiter(',');
   app.add_option("--rights", options.rights, "Rights that protected pages keep")
       ->check(CLI::IsMember({"r-x", "r--"}))
       ->capture_default_str();
@@ -273,8 +286,8 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
     options.pin_lstar = lstar->count() > 0;
-    if (options.pages.empty() && !options.pin_lstar && options.cr4_names.empty()) {
-      throw CLI::RequiredError("one of --protect, --pin-lstar and --pin-cr4");
+    if (options.pages.empty() && options.audited.empty() && !options.pin_lstar && options.cr4_names.empty()) {
+      throw CLI::RequiredError("one of --protect, --audit, --pin-lstar and --pin-cr4");
     }
     Guard guard(options);
     const int code = guard.run();

@@ -20,6 +20,8 @@ struct Options {
   std::string guest, kinds = "all";
   std::vector<std::uint32_t> msrs{0xc0000082};
   std::vector<unsigned> crs{0, 3, 4};
+  std::vector<std::uint64_t> pages;
+  std::vector<std::uint16_t> stepped;
   std::uint64_t count = 0;
   bool json = false, wait = false;
 };
@@ -64,6 +66,13 @@ class Trace {
       for (const auto msr : options_.msrs) {
         if (auto done = client.control_msr(kAllVcpus, msr, true); !done) return done;
       }
+    }
+    // A right that is gone from this agent's own view is what makes it see the accesses; nobody decides them for it.
+    for (const auto page : options_.pages) {
+      if (auto done = client.set_page_access(Gpa{page & ~(kPageSize - 1)}, 1, 0); !done) return done;
+    }
+    for (const auto vcpu : options_.stepped) {
+      if (auto done = client.control_singlestep(VcpuId{vcpu}, true); !done) return done;
     }
     const auto enabled = client.subscribe(wanted, Role::Observer);
     if (!enabled) return enabled.error();
@@ -142,6 +151,8 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--crs", options.crs, "Control registers to watch")->delimiter(',')->capture_default_str();
   app.add_option("--msrs", options.msrs, "MSR numbers to watch (LSTAR)")->delimiter(',');
+  app.add_option("--pages", options.pages, "Pages whose accesses are watched, by guest physical address")->delimiter(',');
+  app.add_option("--step", options.stepped, "vCPUs whose every instruction is told (kind singlestep)")->delimiter(',');
   app.add_option("--count", options.count, "Stop after N events");
   app.add_flag("--outcomes", options.connect.outcomes, "Also print how each event was decided, and by whom");
   app.add_flag("--wait", options.wait, "Wait for kvmid and the guest, and connect again when they go");
