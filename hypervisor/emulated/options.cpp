@@ -85,11 +85,13 @@ std::variant<Options, int> parse_options(int argc, char** argv) {
   const std::map<std::string, OffReason> reasons = {{"suspend", OffReason::Suspend},
                                                     {"migration", OffReason::Migration},
                                                     {"snapshot", OffReason::Snapshot}};
-  app.add_option("--leave-reason", options.leave_reason,
-                 "what kvmid is told at SIGUSR2: suspend, migration or snapshot")
-      ->transform(CLI::CheckedTransformer(reasons))
+  std::string leave_reason = "suspend";
+  app.add_option("--leave-reason", leave_reason, "what kvmid is told at SIGUSR2: suspend, migration or snapshot")
+      ->check([&](const std::string& word) {
+        return reasons.count(word) != 0 ? std::string() : "\"" + word + "\" is not suspend, migration or snapshot";
+      })
       ->type_name("REASON")
-      ->default_str("suspend");
+      ->capture_default_str();
   std::uint64_t leave_ms = 1000;
   app.add_option("--leave-ms", leave_ms, "how long the guest is held after SIGUSR2")
       ->check(CLI::Range(std::uint64_t{0}, std::uint64_t{86400000}))
@@ -130,6 +132,7 @@ std::variant<Options, int> parse_options(int argc, char** argv) {
   }
   options.machine.memory_bytes = memory_mib << 20;
   options.machine.period = std::chrono::microseconds(period_us);
+  options.leave_reason = reasons.at(leave_reason);
   options.leave_time = std::chrono::milliseconds(leave_ms);
   if (exit_option->count() > 0) options.exit_after = std::chrono::milliseconds(exit_after_ms);
   if (!image.empty()) options.image_path = image;
