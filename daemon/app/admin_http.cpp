@@ -82,7 +82,11 @@ class Session : public std::enable_shared_from_this<Session> {
   void close() {
     if (closed_) return;
     closed_ = true;
-    if (stream_) resources_.parts().streams.unsubscribe(stream_);
+    if (stream_) {
+      resources_.parts().streams.unsubscribe(stream_);
+      // The proper end of a stream, for a client that reads; nobody waits for another.
+      if (chunked_ && !writing_) (void)::send(socket_.native_handle(), "0\r\n\r\n", 5, MSG_NOSIGNAL | MSG_DONTWAIT);
+    }
     stream_.reset();
     timer_.cancel();
     error_code ignored;
