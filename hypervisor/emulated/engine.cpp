@@ -55,8 +55,8 @@ constexpr auto kOneByteUser = one_byte_user_classes();
 /// The second byte after 0x0f: system instructions.
 constexpr std::array<bool, 256> two_byte_sensitive() {
   std::array<bool, 256> table{};
-  // sldt/ltr..., sgdt/vmcall/xsetbv..., syscall, clts, sysret, invd, wbinvd, ud2, mov cr/dr, wrmsr, rdtsc, rdmsr, rdpmc,
-  // sysenter, sysexit, cpuid
+  // sldt/ltr..., sgdt/vmcall/xsetbv..., syscall, clts, sysret, invd, wbinvd, ud2, mov cr/dr, wrmsr, rdtsc, rdmsr,
+  // rdpmc, sysenter, sysexit, cpuid
   for (const unsigned b : {0x00u, 0x01u, 0x05u, 0x06u, 0x07u, 0x08u, 0x09u, 0x0bu, 0x20u, 0x21u, 0x22u, 0x23u, 0x30u,
                            0x31u, 0x32u, 0x33u, 0x34u, 0x35u, 0xa2u}) {
     table[b] = true;

@@ -189,7 +189,8 @@ void Machine::run_slice(Vcpu& vcpu, Clock::time_point now) {
     const bool counts = stop.completed == stop.executed || done_nothing;
     vcpu.instructions += counts ? stop.completed : stop.executed;
     if (stop.completed > 0) vcpu.regs.rflags &= ~x86::rflags::kRf;
-    if (one_step && !done_nothing) end_overrides(vcpu);
+    // What the machine executes itself may need them yet.
+    if (one_step && !done_nothing && stop.kind != StopKind::Sensitive) end_overrides(vcpu);
     if (one_step && stop.completed > 0 && stop.kind != StopKind::Failed) {
       // Whatever came behind it comes again.
       end_overrides(vcpu);
@@ -215,12 +216,40 @@ void Machine::run_slice(Vcpu& vcpu, Clock::time_point now) {
   }
 }
 
+/// Page rights hold for the operands of what the machine executes itself, too. False: a page fault event comes first.
+bool Machine::admit_operands(Vcpu& vcpu) {
+  if (!hooks_.watches(vcpu.id, EventKind::PageFault)) return true;
+  std::array<std::byte, x86::kInstructionBytesMax> code{};
+  const std::size_t have = mmu_.read_code(vcpu, code.data(), code.size());
+  const auto insn = x86::decode(std::span(code).first(have), x86::Mode::Bits64);
+  if (!insn) return true;
+  const bool stack = insn->kind == x86::InsnKind::Pushf || insn->kind == x86::InsnKind::Popf;
+  for (std::size_t i = 0; i < insn->memory_count; ++i) {
+    const auto& operand = insn->memory[i];
+    if (operand.address_only || operand.bytes == 0 || (operand.implicit && !stack)) continue;
+    const Gva first = x86::effective_address(*insn, operand, vcpu.regs, vcpu.sregs);
+    for (const Gva gva : {first, Gva{first.value + operand.bytes - 1}}) {
+      for (const auto kind : {x86::AccessKind::Read, x86::AccessKind::Write}) {
+        if (!(kind == x86::AccessKind::Read ? operand.read : operand.write)) continue;
+        Gpa gpa;
+        const auto seen = mmu_.probe(vcpu, gva, kind, gpa);
+        if (!std::holds_alternative<Restricted>(seen)) continue;  // its own faults come when it is executed
+        settle(vcpu, gva, seen);
+        return false;
+      }
+    }
+  }
+  return true;
+}
+
 void Machine::on_sensitive(Vcpu& vcpu, Clock::time_point now) {
+  if (!admit_operands(vcpu)) return;
   const auto effect = execute_sensitive(mmu_, vcpu, hooks_);
   vcpu.pass.reset();
   std::visit(Overloaded{
                  [&](const Executed& executed) {
                    if (!executed.resume_flag) vcpu.regs.rflags &= ~x86::rflags::kRf;
+                   end_overrides(vcpu);
                    complete(vcpu);
                  },
                  [&](const Raised& raised) { deliver_to(vcpu, raised.exception); },
@@ -228,6 +257,7 @@ void Machine::on_sensitive(Vcpu& vcpu, Clock::time_point now) {
                    interrupt(vcpu, interrupted.vector, interrupted.insn_length, interrupted.software);
                  },
                  [&](const HaltExecuted&) {
+                   end_overrides(vcpu);
                    complete(vcpu);
                    if (period_.count() == 0) return;
                    vcpu.activity = Activity::Halted;

@@ -119,6 +119,7 @@ class Machine final : public hypervisor::GuestBackend {
   // machine.cpp
   void run_vcpu(Vcpu& vcpu, Clock::time_point now);
   void run_slice(Vcpu& vcpu, Clock::time_point now);
+  bool admit_operands(Vcpu& vcpu);
   void on_sensitive(Vcpu& vcpu, Clock::time_point now);
   void on_memory_fault(Vcpu& vcpu, const Stop& stop);
   void settle(Vcpu& vcpu, Gva gva, const Resolution& resolution);

@@ -7,8 +7,7 @@
 /// Errors:   an access that the guest may not make is an x86::Exception for it.
 /// Threads:  none of its own.
 /// Lifetime: `ram` and `map` outlive it.
-/// Leaves out: KVMI rights for the processor's own accesses to tables and frames, and for the memory operands of the
-///           instructions that the machine executes itself.
+/// Leaves out: KVMI rights for the processor's own accesses to tables and frames.
 
 #include <cstddef>
 #include <cstdint>

@@ -118,7 +118,8 @@ void Machine::begin_exception(Vcpu& vcpu, PendingException pending) {
 
   // SKIP has to know where the instruction ends, if the exception left one undone; behind an abort nothing is known.
   const bool undone = pending.at_instruction;
-  const std::uint8_t length = undone && pending.kind == x86::ExceptionKind::Fault ? length_at_rip(vcpu) : std::uint8_t{0};
+  const bool fault = pending.kind == x86::ExceptionKind::Fault;
+  const std::uint8_t length = undone && fault ? length_at_rip(vcpu) : std::uint8_t{0};
   std::uint8_t actions = bit(Action::Allow) | bit(Action::Crash);
   if (retry_makes_sense(pending)) actions |= bit(Action::Retry);
   if (undone ? length != 0 : (pending.kind != x86::ExceptionKind::Abort || pending.origin == Origin::Injected)) {

@@ -219,6 +219,23 @@ TEST_CASE("CRs and MSRs are watched on top of their event", "[server]") {
   done(backend, ControlMsr{VcpuId{0}, true, 0x4b564dff});
 }
 
+TEST_CASE("CONTROL_SINGLESTEP is for one vCPU, on top of its event, where the backend steps", "[server]") {
+  RecordingBackend backend;
+  CHECK(refused(backend, ControlSinglestep{VcpuId{0}, true}, "does not serve") == ErrorCode::NotServed);
+  backend.change_facts().commands.add(CommandId::ControlSinglestep);
+  CHECK(refused(backend, ControlSinglestep{VcpuId{2}, true}, "no vCPU 2") == ErrorCode::Invalid);
+
+  done(backend, ControlSinglestep{VcpuId{1}, true});
+  CHECK_FALSE(backend.hooks().singlesteps(VcpuId{1}));
+  EventSet events;
+  events.add(EventKind::Singlestep);
+  backend.hooks().set_events(VcpuId{1}, events);
+  CHECK(backend.hooks().singlesteps(VcpuId{1}));
+  CHECK_FALSE(backend.hooks().singlesteps(VcpuId{0}));
+  done(backend, ControlSinglestep{VcpuId{1}, false});
+  CHECK_FALSE(backend.hooks().singlesteps(VcpuId{1}));
+}
+
 TEST_CASE("an exception that cannot be injected is refused by rule", "[server]") {
   RecordingBackend backend;
   InjectException command;

@@ -12,7 +12,8 @@ TEST_CASE("the guest does everything in turn while nobody watches", "[emulated]"
   for (const VcpuId vcpu : {VcpuId{0}, VcpuId{1}}) guest.set_mode(GuestMode::All, vcpu);
 
   REQUIRE(guest.run_until([&] {
-    return guest.mailbox(VcpuId{0}).done[KVMID_MODE_PF] >= 2 && guest.mailbox(VcpuId{1}).done[KVMID_MODE_PF] >= 2;
+    constexpr std::size_t kLast = KVMID_MODE_COUNT - 1;
+    return guest.mailbox(VcpuId{0}).done[kLast] >= 2 && guest.mailbox(VcpuId{1}).done[kLast] >= 2;
   }));
 
   CHECK(guest.raised == 0);
@@ -20,7 +21,8 @@ TEST_CASE("the guest does everything in turn while nobody watches", "[emulated]"
   for (const VcpuId vcpu : {VcpuId{0}, VcpuId{1}}) {
     const Mailbox box = guest.mailbox(vcpu);
     CAPTURE(vcpu.value);
-    for (std::size_t mode = KVMID_MODE_CR3; mode <= KVMID_MODE_PF; ++mode) {
+    for (std::size_t mode = KVMID_MODE_CR3; mode < KVMID_MODE_COUNT; ++mode) {
+      if (mode == KVMID_MODE_TRIPLE) continue;
       CAPTURE(mode);
       CHECK(box.done[mode] >= 2);
     }
@@ -35,6 +37,10 @@ TEST_CASE("the guest does everything in turn while nobody watches", "[emulated]"
     CHECK(box.loaded == box.stored);
     CHECK(box.msr == 0x1000);
     CHECK(box.panic == 0);
+    CHECK(box.user_syscalls == 2 * box.done[KVMID_MODE_USER]);
+    CHECK(box.user_pf == box.done[KVMID_MODE_USER]);
+    CHECK(box.exceptions[1] == 5 * box.done[KVMID_MODE_STEP] + box.done[KVMID_MODE_DEBUG]);
+    CHECK(box.copied == guest.read<std::uint64_t>(Gpa{kProtectedPage.value + 8u * vcpu.value}));
   }
 }
 

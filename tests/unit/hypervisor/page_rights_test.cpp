@@ -141,6 +141,36 @@ TEST_CASE("a page that was only read cannot be executed", "[emulated][page_fault
   CHECK(std::get<PageFaultData>(guest.next_event().data).access == KVMI_PAGE_ACCESS_X);
 }
 
+TEST_CASE("rights hold for operands of what the machine executes itself", "[emulated][page_fault]") {
+  ScriptedGuest guest;
+  guest.watch(EventKind::PageFault);
+  guest.restrict_page(kProtectedPage, KVMI_PAGE_ACCESS_R);
+  const bool explicit_operand = GENERATE(true, false);
+  if (explicit_operand) {
+    guest.run_code({0x0f, 0x01, 0x0c, 0x25, 0, 0, 2, 0, 0xc3});  // sidt 0x20000; ret
+  } else {
+    // mov %rsp,%rdx; mov $0x20008,%esp; pushf; mov %rdx,%rsp; ret
+    guest.run_code({0x48, 0x89, 0xe2, 0xbc, 0x08, 0, 2, 0, 0x9c, 0x48, 0x89, 0xd4, 0xc3});
+  }
+  const Event event = guest.next_event();
+  REQUIRE(event.kind() == EventKind::PageFault);
+  CHECK(std::get<PageFaultData>(event.data).access == KVMI_PAGE_ACCESS_W);
+  CHECK(std::get<PageFaultData>(event.data).gpa == kProtectedPage);
+  CHECK(guest.read<std::uint64_t>(kProtectedPage) == 0);
+
+  SECTION("ALLOW") {
+    guest.answer(Action::Allow);
+    REQUIRE(guest.finish_action(GuestMode::Exec));
+    CHECK(guest.read<std::uint64_t>(kProtectedPage) != 0);
+    CHECK(guest.raised == 1);
+  }
+  SECTION("SKIP") {
+    guest.answer(Action::Skip);
+    REQUIRE(guest.finish_action(GuestMode::Exec));
+    CHECK(guest.read<std::uint64_t>(kProtectedPage) == 0);
+  }
+}
+
 TEST_CASE("rights that nobody wants to hear of do not stop the guest", "[emulated][page_fault]") {
   ScriptedGuest guest;
   guest.restrict_page(kProtectedPage, x86::kRightsNone);

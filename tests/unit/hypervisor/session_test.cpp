@@ -187,4 +187,27 @@ TEST_CASE("commands are not taken faster than their replies are read", "[server]
   CHECK(replies == kCommands);
 }
 
+TEST_CASE("TRAP_ACCESS is taken from kvmid where the backend has ACCESS events", "[server]") {
+  Peer peer;
+  const bool has_access = GENERATE(true, false);
+  if (has_access) peer.backend.change_facts().events.add(EventKind::Access);
+  Event event;
+  event.vcpu = VcpuId{0};
+  event.actions = ActionSet{KVMI_ACTION_BIT(KVMI_ACTION_ALLOW) | KVMI_ACTION_BIT(KVMI_ACTION_CRASH)};
+  event.data = PageFaultData{Gva{0x1000}, Gpa{0x1000}, KVMI_PAGE_ACCESS_W, true};
+  peer.session.raise(event);
+  const auto sent = peer.take();
+  EventReply reply;
+  reply.vcpu = VcpuId{0};
+  reply.event = EventKind::PageFault;
+  reply.trap_access = true;
+
+  const auto error = peer.send(reply, sent.at(0).seq);
+
+  CHECK(error.has_value() == !has_access);
+  REQUIRE(peer.backend.answers.size() == (has_access ? 1u : 0u));
+  if (has_access) CHECK(peer.backend.answers[0].trap_access);
+  else CHECK(error->find("TRAP_ACCESS") != std::string::npos);
+}
+
 }  // namespace kvmid::hypervisor
