@@ -291,6 +291,7 @@ std::vector<EventRow> make_rows() {
       pause_row(),
   };
   add_processor_rows(rows);
+  add_trap_rows(rows);
   return rows;
 }
 

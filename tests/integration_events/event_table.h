@@ -36,6 +36,9 @@ struct EventRow {
   std::function<void(Stage&)> prepare;
   /// Asks for the event, for one agent.
   std::function<void(AgentClient&)> watch;
+  /// Lets it begin, once every agent has asked for it.
+  std::function<void(Stage&)> start;
+  bool trap_access = false;  ///< the events before it are allowed with TRAP_ACCESS
   /// Is this the one? Events before it are allowed. Absent: the first one is.
   std::function<bool(const client::ReceivedEvent&)> is_it;
   /// What the event must say.
@@ -57,7 +60,7 @@ const std::vector<EventRow>& event_rows();
 /// The rows of the events that this hypervisor offers.
 std::vector<EventRow> rows_of(EventSet offered);
 
-// Parts of the table (event_table.cpp, processor_rows.cpp).
+// Parts of the table (event_table.cpp, processor_rows.cpp, trap_rows.cpp).
 [[nodiscard]] constexpr ActionSet actions(std::initializer_list<Action> list) {
   ActionSet set;
   for (const Action action : list)
@@ -70,5 +73,6 @@ inline constexpr ActionSet kGoOnOrCrash = actions({Action::Allow, Action::Crash}
 /// Lets the guest do that once, so that its mailbox says what is in effect, and nothing any more.
 void settle_in(Stage& stage, GuestMode mode);
 void add_processor_rows(std::vector<EventRow>& rows);
+void add_trap_rows(std::vector<EventRow>& rows);
 
 }  // namespace kvmid::test

@@ -9,6 +9,7 @@
 /// Errors:   TestError.
 /// Threads:  one.
 
+#include <deque>
 #include <optional>
 #include <string>
 #include <vector>
@@ -60,7 +61,7 @@ class Stage {
   client::ReceivedEvent provoke(GuestMode mode);
   /// The next event, which must come.
   client::ReceivedEvent next_event() { return next_event(agent); }
-  client::ReceivedEvent next_event(AgentClient& who) const;
+  client::ReceivedEvent next_event(AgentClient& who);
   /// The next notice, which must come.
   client::ReceivedNotice next_notice();
   /// Waits until the guest has done that `times` more than before provoke(), allowing events on the way; how many came
@@ -76,6 +77,7 @@ class Stage {
 
  private:
   std::string agent_socket_;
+  std::deque<client::ReceivedEvent> kept_;  ///< came to `agent` before a notice that was waited for
   Mailbox before_{};
 };
 

@@ -67,6 +67,7 @@ class Play {
   void provoke() {
     if (row_.prepare) row_.prepare(stage_);
     for (AgentClient* agent : stage_.agents()) row_.watch(*agent);
+    if (row_.start) row_.start(stage_);
     events_.clear();
     events_.push_back(stage_.provoke(row_.mode));
     take_others();
@@ -91,7 +92,8 @@ class Play {
 
   /// Allows the event; the one behind it.
   void next_round() {
-    allow();
+    const auto agents = stage_.agents();
+    for (std::size_t i = 0; i < agents.size(); ++i) let_lead(row_, *agents[i], events_[i]);
     events_.clear();
     events_.push_back(stage_.next_event());
     take_others();
@@ -159,6 +161,7 @@ class Play {
       events_.clear();
       events_.push_back(stage_.next_event());
       take_others();
+      while (row_.is_it && !row_.is_it(events_[0])) next_round();
       CHECK(events_[0].seq != before.seq);
       CHECK(events_[0].event.kind() == row_.kind);
       CHECK(events_[0].event.regs.rip == first.event.regs.rip);
@@ -246,12 +249,19 @@ Action play(const EventRow& row, const Cell& cell, EventDaemon& daemon) {
   }
 }
 
+void let_lead(const EventRow& row, AgentClient& agent, const client::ReceivedEvent& event) {
+  EventReply reply = client::make_reply(event.event, Action::Allow);
+  reply.trap_access = row.trap_access;
+  check(agent.reply(event.seq, reply));
+}
+
 client::ReceivedEvent begin(const EventRow& row, Stage& stage) {
   if (row.prepare) row.prepare(stage);
   row.watch(stage.agent);
+  if (row.start) row.start(stage);
   auto event = stage.provoke(row.mode);
   while (row.is_it && !row.is_it(event)) {
-    check(stage.agent.reply(event, Action::Allow));
+    let_lead(row, stage.agent, event);
     event = stage.next_event();
   }
   CHECK(event.event.kind() == row.kind);

@@ -33,5 +33,7 @@ Action play(const EventRow& row, const Cell& cell, EventDaemon& daemon);
 
 /// For tests about one decider: watched and provoked; the event is there and says what it must.
 client::ReceivedEvent begin(const EventRow& row, Stage& stage);
+/// Allows an event that comes before the one that the row is about.
+void let_lead(const EventRow& row, AgentClient& agent, const client::ReceivedEvent& event);
 
 }  // namespace kvmid::test
