@@ -223,7 +223,12 @@ bool Machine::admit_operands(Vcpu& vcpu) {
   const std::size_t have = mmu_.read_code(vcpu, code.data(), code.size());
   const auto insn = x86::decode(std::span(code).first(have), x86::Mode::Bits64);
   if (!insn) return true;
-  const bool stack = insn->kind == x86::InsnKind::Pushf || insn->kind == x86::InsnKind::Popf;
+  using x86::InsnKind;
+  // A DESCRIPTOR event comes before the operand is looked at.
+  const bool describes = insn->kind >= InsnKind::Sgdt && insn->kind <= InsnKind::Ltr;
+  const bool described = vcpu.pass && vcpu.pass->lets(EventKind::Descriptor, vcpu);
+  if (describes && !described && hooks_.watches(vcpu.id, EventKind::Descriptor)) return true;
+  const bool stack = insn->kind == InsnKind::Pushf || insn->kind == InsnKind::Popf || insn->kind == InsnKind::Iret;
   for (std::size_t i = 0; i < insn->memory_count; ++i) {
     const auto& operand = insn->memory[i];
     if (operand.address_only || operand.bytes == 0 || (operand.implicit && !stack)) continue;
@@ -243,7 +248,10 @@ bool Machine::admit_operands(Vcpu& vcpu) {
 }
 
 void Machine::on_sensitive(Vcpu& vcpu, Clock::time_point now) {
-  if (!admit_operands(vcpu)) return;
+  if (!admit_operands(vcpu)) {
+    --vcpu.instructions;  // it comes again
+    return;
+  }
   const auto effect = execute_sensitive(mmu_, vcpu, hooks_);
   vcpu.pass.reset();
   std::visit(Overloaded{

@@ -171,6 +171,21 @@ TEST_CASE("rights hold for operands of what the machine executes itself", "[emul
   }
 }
 
+TEST_CASE("a DESCRIPTOR event comes before the page fault of its operand", "[emulated][page_fault][descriptor]") {
+  ScriptedGuest guest;
+  guest.watch(EventKind::PageFault);
+  guest.watch(EventKind::Descriptor);
+  guest.restrict_page(kProtectedPage, KVMI_PAGE_ACCESS_R);
+  guest.run_code({0x0f, 0x01, 0x0c, 0x25, 0, 0, 2, 0, 0xc3});  // sidt 0x20000; ret
+  REQUIRE(guest.next_event().kind() == EventKind::Descriptor);
+  guest.answer(Action::Allow);
+  REQUIRE(guest.next_event().kind() == EventKind::PageFault);
+  guest.answer(Action::Allow);
+  REQUIRE(guest.finish_action(GuestMode::Exec));
+  CHECK(guest.raised == 2);
+  CHECK(guest.read<std::uint16_t>(kProtectedPage) == 511);
+}
+
 TEST_CASE("rights that nobody wants to hear of do not stop the guest", "[emulated][page_fault]") {
   ScriptedGuest guest;
   guest.restrict_page(kProtectedPage, x86::kRightsNone);
