@@ -204,6 +204,7 @@ std::string audit_line(const AuditRecord& r) {
   if (r.error != ErrorCode::None) out["error"] = name_of(r.error);
   if (!r.path.empty()) out["path"] = r.path;
   if (!r.reason.empty()) out["reason"] = r.reason;
+  if (r.left_out != 0) out["left_out"] = r.left_out;
   return line_of(out);
 }
 

@@ -67,6 +67,7 @@ struct AuditRecord {
   ErrorCode error = ErrorCode::None;
   std::string reason;
   std::string path;  ///< of a mistake in the configuration
+  std::uint64_t left_out = 0;  ///< refusals that the same peer caused before this one, too many for a line each
 };
 
 /// Takes records and never waits: what cannot be kept is dropped and counted.

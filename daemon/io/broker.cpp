@@ -145,15 +145,11 @@ void Broker::refuse(Greeted& greeted, bool kvmi2, ErrorCode error, const std::st
   if (may_log_refusal())
     log_.warn("hypervisor refused {} guest={} error={} reason={}", to_string(greeted.peer), field(guest),
               name_of(error), field(text));
-  if (services_.witnesses.audited()) {
-    AuditRecord record;
-    record.kind = AuditKind::HypervisorRefused;
-    record.peer = greeted.peer;
-    record.guest_name = guest;
-    record.error = error;
-    record.reason = text;
-    services_.witnesses.audit->record(std::move(record));
-  }
+  AuditRecord record;
+  record.kind = AuditKind::HypervisorRefused;
+  record.peer = greeted.peer;
+  record.guest_name = guest;
+  audit_refusal(std::move(record), error, text);
   if (kvmi2) answer_hypervisor(greeted.fd.get(), true, error, text);
 }
 
@@ -185,12 +181,6 @@ void Broker::refuse(AgentArrival& arrival, ErrorCode error, const std::string& t
   if (may_log_refusal())
     log_.warn("agent refused name={} {} error={} reason={}", field(arrival.hello.name), to_string(arrival.peer),
               name_of(error), field(text));
-  audit_agent_refused(arrival, error, text);
-  refuse_agent(arrival.fd.get(), error, text);
-}
-
-void Broker::audit_agent_refused(const AgentArrival& arrival, ErrorCode error, const std::string& text) {
-  if (!services_.witnesses.audited()) return;
   AuditRecord record;
   record.kind = AuditKind::AgentRefused;
   record.agent_name = arrival.hello.name;
@@ -199,8 +189,16 @@ void Broker::audit_agent_refused(const AgentArrival& arrival, ErrorCode error, c
     record.guest = arrival.hello.uuid;
     record.guest_name = registry_.find(arrival.hello.uuid).name;
   }
+  audit_refusal(std::move(record), error, text);
+  refuse_agent(arrival.fd.get(), error, text);
+}
+
+/// Newcomers that nobody knows must not push the lines of others out of the queue.
+void Broker::audit_refusal(AuditRecord record, ErrorCode error, const std::string& text) {
+  if (!services_.witnesses.audited() || !audited_refusals_.allow(std::chrono::steady_clock::now())) return;
   record.error = error;
   record.reason = text;
+  record.left_out = audited_refusals_.suppressed();
   services_.witnesses.audit->record(std::move(record));
 }
 

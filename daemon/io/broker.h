@@ -77,7 +77,7 @@ class Broker {
   void refuse(Greeted& greeted, bool kvmi2, ErrorCode error, const std::string& text, std::string_view guest);
   void refuse(AgentArrival& arrival, ErrorCode error, const std::string& text);
   void apply(Settings settings, std::function<void(PolicyEffect)> done);
-  void audit_agent_refused(const AgentArrival& arrival, ErrorCode error, const std::string& text);
+  void audit_refusal(AuditRecord record, ErrorCode error, const std::string& text);
   void shards_ended();
   [[nodiscard]] bool may_log_refusal();
 
@@ -97,6 +97,7 @@ class Broker {
   boost::asio::steady_timer stop_timer_;
   std::thread stop_thread_;
   LogBudget refusals_;  ///< lines that newcomers cause
+  LogBudget audited_refusals_;
   std::function<void()> stop_done_;
   bool stopping_ = false;
 };

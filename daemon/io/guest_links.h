@@ -85,6 +85,7 @@ class GuestSession::AgentLink final : public Connection::Owner {
   Role role{};
   unsigned malformed_in_a_row = 0;
   LogBudget log_budget;
+  LogBudget audit_budget;  ///< of refused commands: they cost the peer nothing
   bool dirty = false;
   bool lost = false;
   bool flush_first = false;

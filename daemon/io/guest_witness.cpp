@@ -75,7 +75,13 @@ void GuestSession::audit_fact(const core::Report& e) {
   if (!kind) return;
   AuditRecord record = audit_record(*kind);
   record.agent = e.agent;
-  if (const AgentLink* agent = find(e.agent)) record.agent_name = agent->name;
+  if (AgentLink* agent = find(e.agent)) {
+    if (*kind == AuditKind::CommandRefused) {
+      if (!agent->audit_budget.allow(std::chrono::steady_clock::now())) return;
+      record.left_out = agent->audit_budget.suppressed();
+    }
+    record.agent_name = agent->name;
+  }
   record.seq = e.seq;
   record.error = e.error;
   record.reason = e.text;

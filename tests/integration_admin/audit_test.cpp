@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <catch2/catch.hpp>
 #include <csignal>
@@ -170,6 +171,27 @@ TEST_CASE("a command that policy forbids is a line, whatever it is", "[integrati
   REQUIRE_FALSE(agent.read_physical(Gpa{0}, 8).has_value());
   const Json line = scene.wait_audit("command_refused", command("READ_PHYSICAL"));
   CHECK(line.at("error") == "EPERM");
+}
+
+TEST_CASE("an agent that asks for what it may not have without end does not fill the audit log", "[integration][audit]") {
+  AdminScene scene(Json{{"policy", {rule({{"commands", {"GET_VERSION"}}})}}});
+  AgentClient agent = attach(scene.daemon.agent_socket(), scene.guest.uuid());
+  const auto refused_lines = [&] {
+    std::size_t lines = 0;
+    for (const auto& line : scene.audit()) lines += line.at("kind") == "command_refused" ? 1U : 0U;
+    return lines;
+  };
+  const auto some = [&] {
+    for (int i = 0; i < 100; ++i) REQUIRE_FALSE(agent.read_physical(Gpa{0}, 8).has_value());
+  };
+  std::size_t asked = 0;
+  REQUIRE(wait_until([&] {
+    some();
+    asked += 100;
+    const auto lines = scene.audit();
+    return std::ranges::any_of(lines, [](const Json& line) { return line.value("left_out", 0) > 0; });
+  }));
+  CHECK(refused_lines() < asked / 2);
 }
 
 TEST_CASE("a full disk costs audit lines, and nobody waits for it", "[integration][audit]") {

@@ -91,3 +91,22 @@ TEST_CASE("an empty outbox keeps no large buffer", "[outbox]") {
 
   REQUIRE(outbox.compose().capacity() <= 64U * 1024U);
 }
+
+TEST_CASE("a smaller quota keeps what is queued and takes no more until there is room again", "[outbox]") {
+  Account account(100);
+  Outbox outbox(account);
+  append(outbox, 80);
+  REQUIRE(outbox.commit());
+
+  account.set_limit(50);
+
+  REQUIRE(outbox.pending().size() == 80);
+  append(outbox, 1);
+  REQUIRE_FALSE(outbox.commit());
+  outbox.consume(40);
+  append(outbox, 10);
+  REQUIRE(outbox.commit());
+  account.set_limit(200);
+  append(outbox, 100);
+  REQUIRE(outbox.commit());
+}
