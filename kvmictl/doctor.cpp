@@ -174,7 +174,9 @@ class Doctor {
     if (field(guest, "state") == "away") {
       problem("guest-away", name,
               "Guest " + name + " is away: its hypervisor (pid " + field(child(guest, "hypervisor"), "pid") +
-                  ") is not connected, and " + field(guest, "agents") + " agents wait for it.",
+                  ") is not connected, and " +
+                  (number(guest, "agents") == 1 ? "an agent waits for it."
+                                                : field(guest, "agents") + " agents wait for it."),
               "If the guest shall run, start its hypervisor again; if it went for good, stop those agents (`kvmictl "
               "agents`).");
       return;
@@ -191,6 +193,11 @@ class Doctor {
     if (problems == 0) good("guest " + name + " is online, " + field(guest, "vcpus") + " vCPUs");
   }
 
+  /// Commands that kvmid answers itself: that a hypervisor does not know them is no loss.
+  static bool is_of_kvmid(CommandId id) {
+    return id == CommandId::GetGuests || id == CommandId::GrantMemory || id == CommandId::SetFilter;
+  }
+
   void look_at_abilities(const Json& guest, const std::string& name, std::size_t& problems) {
     const auto has = [](const Json& list, const std::string& what) {
       return list.is_array() && std::find(list.begin(), list.end(), Json(what)) != list.end();
@@ -201,8 +208,7 @@ class Doctor {
     };
     for (unsigned i = 0; i < 64; ++i) {
       const auto id = static_cast<CommandId>(i);
-      if (name_of(id) != name_of(CommandId{}) && id != CommandId::GetGuests)
-        look(child(guest, "commands"), name_of(id));
+      if (name_of(id) != name_of(CommandId{}) && !is_of_kvmid(id)) look(child(guest, "commands"), name_of(id));
     }
     for (unsigned i = 0; i < kEventCount; ++i)
       look(child(guest, "events_supported"), name_of(static_cast<EventKind>(i)));
@@ -210,7 +216,7 @@ class Doctor {
       if (has(child(guest, "commands"), need) || has(child(guest, "events_supported"), need)) continue;
       ++problems;
       problem("unsupported", name,
-              "The hypervisor of " + name + " (dialect " + field(guest, "dialect") + ") does not serve " + need + ".",
+              "Guest " + name + " (dialect " + field(guest, "dialect") + ") is not served with " + need + ".",
               "`kvmictl guest " + name +
                   "` lists what it serves. Use an agent that does without, or a hypervisor that serves it.");
     }

@@ -2,6 +2,11 @@
 //
 // What only looks: guest, agent, top, disas, completion.
 
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
 #include <csignal>
 #include <cstdlib>
 
@@ -23,8 +28,8 @@ TEST_CASE("kvmictl shows an agent, and the events that wait for it", "[integrati
   CHECK(json.at("pid") == silent.process().pid());
   REQUIRE(agent.exit == Exit{0, 0});
   CHECK(has(agent.text(), "owes a reply to"));
-  const std::string row = "   1  cr     " + std::to_string(owed.at("seq").get<unsigned>());
   CHECK(has(agent.text(), "   1  cr"));
+  CHECK(has(agent.text(), " " + std::to_string(owed.at("seq").get<unsigned>()) + " "));
   REQUIRE(guest.exit == Exit{0, 0});
   CHECK(has(guest.text(), "   1  waiting  cr"));
   CHECK(has(guest.text(), "   0  running  -"));
@@ -64,6 +69,29 @@ TEST_CASE("top goes on until it is told to end", "[integration]") {
   top.signal(SIGINT);
   REQUIRE(top.wait_exit() == Exit{0, 0});
   for (const auto& line : top.output()) CHECK(Json::parse(line).at("schema") == 1);
+}
+
+TEST_CASE("on a terminal top takes the other screen, ends with q, and gives the screen back", "[integration]") {
+  if (!std::filesystem::exists("/usr/bin/script")) {
+    WARN("script(1) is not there: the picture on a terminal is not tested");
+    return;
+  }
+  CtlScene scene;
+  const std::string fifo = scene.folder.file("keys");
+  REQUIRE(::mkfifo(fifo.c_str(), 0600) == 0);
+  const std::string command =
+      program_path("kvmictl").string() + " --admin-socket " + scene.folder.file("admin.sock") + " top --interval 0.05";
+  // The shell's own end of the fifo stays open, so that script(1) sees no end of input before the key.
+  Process top("/bin/sh", {"-c", "exec script -qec '" + command + "' /dev/null <> " + fifo});
+  top.wait_output("EVENTS/S");
+  client::UniqueFd keys(::open(fifo.c_str(), O_WRONLY | O_CLOEXEC));
+  REQUIRE(::write(keys.get(), "q", 1) == 1);
+
+  REQUIRE(top.wait_exit() == Exit{0, 0});
+  std::string text;
+  for (const auto& line : top.output()) text += line + "\n";
+  CHECK(has(text, "\x1b[?1049h"));
+  CHECK(has(text.substr(text.rfind("\x1b[?1049")), "\x1b[?1049l"));
 }
 
 TEST_CASE("top ends with kvmid, and says so", "[integration]") {
