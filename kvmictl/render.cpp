@@ -164,6 +164,7 @@ std::string render_agent(const Json& agent, const Json& guest, std::size_t width
   out += labelled("missed", field(agent, "expired") + " deadlines, " + field(agent, "strikes") + " in a row");
   out += labelled("queue", field(agent, "queued_bytes") + " bytes");
   out += labelled("requests", field(agent, "requests_open") + " open");
+  out += labelled("pages", field(agent, "pages") + " restricted");
   out += labelled("events", joined(child(agent, "events"), " "), width);
   Table table({{"VCPU", Table::Align::Right},
                {"EVENT"},
