@@ -23,7 +23,7 @@ struct EventRow {
   ActionSet takes;         ///< the actions that this event must offer
   bool has_value = false;  ///< ALLOW can replace a value
   bool voted = true;       ///< agents decide it; false: kvmid answers it itself
-  bool ends = true;        ///< the guest has done the thing once the event has ended; false: it interrupts something else
+  bool ends = true;        ///< with the event the guest has done its thing; false: it interrupts something else
   std::vector<std::string> arguments{};  ///< of kvmi-emu
 
   /// What the guest shows afterwards, for people.

@@ -18,8 +18,7 @@ std::string rule(const std::string& guests, Action default_action, unsigned dead
     "deadline_ms": )" + deadline + R"(, "pause_max_ms": )" + deadline + "}";
 }
 
-std::string config() {
-  std::string rules;
+std::string config(std::string rules) {
   for (const Action action : {Action::Allow, Action::Retry, Action::Skip, Action::Crash})
     rules += rule(silent_guest(action), action, kShortDeadlineMs) + ",\n";
   rules += rule("*", Action::Allow, 60000);
@@ -28,14 +27,19 @@ std::string config() {
 }
 
 Guest start_guest(const RuntimeFolder& folder, const StageOptions& options) {
-  return Guest(folder, GuestOptions{.name = options.guest, .vcpus = options.vcpus, .arguments = options.arguments});
+  return Guest(folder, GuestOptions{.name = options.guest,
+                                    .uuid = uuid_of(options.number),
+                                    .vcpus = options.vcpus,
+                                    .arguments = options.arguments});
 }
 
 }  // namespace
 
 std::string silent_guest(Action default_action) { return "silent-" + std::string(name_of(default_action)); }
 
-EventDaemon::EventDaemon() { daemon_.emplace(folder_, DaemonOptions{.config = config(), .arguments = {}}); }
+EventDaemon::EventDaemon(const std::string& rules) {
+  daemon_.emplace(folder_, DaemonOptions{.config = config(rules), .arguments = {}});
+}
 
 Stage::Stage(EventDaemon& daemon, const StageOptions& options)
     : guest(start_guest(daemon.folder(), options)),

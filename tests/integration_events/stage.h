@@ -22,7 +22,9 @@ namespace kvmid::test {
 /// attaches to a guest of the name silent_guest(action) has a short deadline and that default.
 class EventDaemon {
  public:
-  EventDaemon();
+  EventDaemon() : EventDaemon("") {}
+  /// `rules`: of its policy, each with a comma behind it; they come before its own.
+  explicit EventDaemon(const std::string& rules);
   [[nodiscard]] const RuntimeFolder& folder() const { return folder_; }
   [[nodiscard]] Daemon& daemon() { return *daemon_; }
 
@@ -37,6 +39,7 @@ std::string silent_guest(Action default_action);
 struct StageOptions {
   unsigned vcpus = 1;
   std::string guest = "web1";
+  std::uint8_t number = 1;  ///< of its uuid
   bool two_agents = false;
   bool outcomes = false;
   std::vector<std::string> arguments{};  ///< of kvmi-emu

@@ -27,8 +27,8 @@ struct Cell {
 /// What the cell must merge to, by PROTOCOL.md.
 [[nodiscard]] Action expected_of(const EventRow& row, const Cell& cell);
 
-/// Plays it on a guest of its own. Returns the action that kvmid says was taken (notice OUTCOME), which has been checked
-/// to be what the guest did.
+/// Plays it on a guest of its own. Returns the action that kvmid says was taken (notice OUTCOME); that the guest did
+/// the same has been checked.
 Action play(const EventRow& row, const Cell& cell, EventDaemon& daemon);
 
 /// For tests about one decider: watched and provoked; the event is there and says what it must.

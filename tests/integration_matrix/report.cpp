@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "tests/integration_matrix/report.h"
 
-#include <algorithm>
 #include <cctype>
 
 namespace kvmid::test {
@@ -9,7 +8,7 @@ namespace {
 
 std::string upper(std::string_view text) {
   std::string out(text);
-  std::transform(out.begin(), out.end(), out.begin(), [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
+  for (char& c : out) c = static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
   return out;
 }
 
@@ -85,7 +84,8 @@ std::string Report::text(const std::vector<EventRow>& rows) const {
           cells.emplace_back();
           continue;
         }
-        const auto one = result(row, {Deciders::Two, first, second}), other = result(row, {Deciders::Two, second, first});
+        const auto one = result(row, {Deciders::Two, first, second});
+        const auto other = result(row, {Deciders::Two, second, first});
         cells.push_back(one == other ? one : one + " or " + other);
       }
     }
