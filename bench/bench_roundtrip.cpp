@@ -5,6 +5,7 @@
 // ratios are what to read. Every peer is a process of its own. Then a decider falls silent, and the time until kvmid
 // answers in its place is measured.
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/prctl.h>
@@ -34,16 +35,19 @@ using Clock = std::chrono::steady_clock;
 constexpr int kBatch = 500;
 constexpr const char* kHelp = R"(bench-roundtrip: event round trip through kvmid, a bare epoll relay, and nothing.
 
-  bench-roundtrip [--json] [--rounds N] [--stalls N] [--kvmid PATH]
+  bench-roundtrip [--json] [--rounds N] [--stalls N] [--kvmid PATH] [--unpinned]
 
   --rounds N   round trips of each kind (default 20000)
   --stalls N   events whose decider stays silent, to measure the release at the deadline (default 20)
   --kvmid PATH the daemon to measure (default: beside this program)
+  --unpinned   let the scheduler place the processes; without it all of them share one CPU, for otherwise it is mostly
+               its placement that is measured
   --json       one JSON object; without it a table
 )";
 
 struct Options {
   bool json = false;
+  bool pinned = true;
   int rounds = 20000;
   int stalls = 20;
   std::string kvmid;
@@ -142,6 +146,19 @@ std::pair<Fd, Fd> socket_pair() {
   return {Fd(fds[0]), Fd(fds[1])};
 }
 
+/// This process and all that it starts from now on share one CPU.
+void pin() {
+  cpu_set_t allowed;
+  if (::sched_getaffinity(0, sizeof allowed, &allowed) != 0) throw std::runtime_error("cannot read the CPU affinity");
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (!CPU_ISSET(cpu, &allowed)) continue;
+    CPU_ZERO(&allowed);
+    CPU_SET(cpu, &allowed);
+    break;
+  }
+  if (::sched_setaffinity(0, sizeof allowed, &allowed) != 0) throw std::runtime_error("cannot set the CPU affinity");
+}
+
 nlohmann::json measure(const Options& options, const std::string& directory) {
   constexpr std::uint64_t kAlways = ~std::uint64_t{0};
   const Uuid guest{{0x62, 0x65, 0x6e, 0x63, 0x68, 1}};
@@ -220,6 +237,7 @@ nlohmann::json measure(const Options& options, const std::string& directory) {
   }
 
   nlohmann::json result = {{"schema", 1},
+                           {"pinned", options.pinned},
                            {"direct", direct_series.json()},
                            {"relay", relay_series.json()},
                            {"kvmid", kvmid_series.json()},
@@ -277,6 +295,7 @@ Options parse(int argc, char** argv) {
     const std::string argument = argv[i];
     const bool has_value = i + 1 < argc;
     if (argument == "--json") options.json = true;
+    else if (argument == "--unpinned") options.pinned = false;
     else if (argument == "--rounds" && has_value) options.rounds = number(argv[++i], "--rounds");
     else if (argument == "--stalls" && has_value) options.stalls = number(argv[++i], "--stalls");
     else if (argument == "--kvmid" && has_value) options.kvmid = argv[++i];
@@ -295,6 +314,7 @@ Options parse(int argc, char** argv) {
 int main(int argc, char** argv) {
   try {
     const Options options = parse(argc, argv);
+    if (options.pinned) pin();
     char directory[] = "/tmp/kvmid-bench-XXXXXX";
     if (::mkdtemp(directory) == nullptr) throw std::runtime_error("cannot make a folder below /tmp");
     nlohmann::json result;
