@@ -23,6 +23,8 @@ extern "C" {
 #define KVMI_MAX_PAYLOAD 65528u /* the largest `size`: header and payload fill 64 KiB */
 #define KVMI_NAME_MAX 64u       /* names of guests and agents, closing zero included */
 #define KVMI_UUID_SIZE 16u
+#define KVMI_PATCH_BYTES_MAX 256u /* of one patch; it lies within a page */
+#define KVMI_FILTER_TERMS_MAX 32u /* of one filter */
 
 struct kvmi_msg_hdr {
   uint16_t id;   /* KVMI_MSG_* */
@@ -317,8 +319,8 @@ struct kvmi_write_physical {
 enum {
   KVMI_WRITE_COOKIE = 1,  /* refuse with KVMI_ESTALE if the range changed after `cookie` */
   KVMI_WRITE_EXPECT = 2,  /* refuse with KVMI_ESTALE unless the range holds `expected` */
-  KVMI_WRITE_PATCH = 4,   /* the bytes belong to the agent: hidden from others, undone when it goes */
-  KVMI_WRITE_UNPATCH = 8, /* give a patch of one's own back; data is ignored */
+  KVMI_WRITE_PATCH = 4,   /* the bytes are laid over the guest's: no read shows them, undone when their agent goes */
+  KVMI_WRITE_UNPATCH = 8, /* give a patch of one's own back: the same gpa and size; data is ignored */
 };
 struct kvmi_write_physical_reply { /* also with KVMI_ESTALE */
   uint64_t cookie;                 /* the current one */

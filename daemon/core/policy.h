@@ -25,6 +25,8 @@ struct Quota {
   std::uint32_t queue_bytes_max = 4U << 20U;  ///< sent to it and not yet taken by its socket
   std::uint32_t pages_max = 65536;            ///< pages with rights taken away
   std::uint32_t msrs_max = 512;               ///< tracked MSRs, summed over vCPUs
+  std::uint32_t patches_max = 1024;           ///< patches in guest memory
+  std::uint32_t filters_max = 64;             ///< filters of events
   std::uint32_t attachments_max = 64;         ///< connections of the same uid (or CID) at once
 };
 
