@@ -5,7 +5,6 @@
 #include "arch/x86/control_registers.h"
 #include "arch/x86/exceptions.h"
 #include "arch/x86/msrs.h"
-#include "arch/x86/page_access.h"
 #include "daemon/core/guest_machine.h"
 
 namespace kvmid::core {
@@ -35,11 +34,6 @@ std::optional<NamedVcpu> vcpu_of(const Command& command) {
 
 constexpr std::string_view kNotSupported = "not supported by this hypervisor";
 
-/// The pages [gpa, gpa + pages) are whole and lie below max_gpa.
-bool is_page_range(std::uint64_t gpa, std::uint64_t pages, std::uint64_t max_gpa) {
-  return gpa % kPageSize == 0 && pages != 0 && gpa < max_gpa && pages <= (max_gpa - gpa) / kPageSize;
-}
-
 }  // namespace
 
 /// Refusals that need no hypervisor, in this order: link, policy, support, sense, quota.
@@ -62,12 +56,7 @@ std::optional<Refusal> GuestMachine::refusal_of(AgentSlot slot, const Command& c
   std::optional<Refusal> refusal;
   if (const auto* events = std::get_if<ControlEvents>(&command)) refusal = refusal_of_events(agent, *events);
   if (const auto* pages = std::get_if<SetPageAccess>(&command)) refusal = refusal_of_pages(slot, *pages);
-  if (const auto* get = std::get_if<GetPageAccess>(&command)) {
-    if (get->space != AddressSpace::Normal)
-      refusal = Refusal{ErrorCode::NotSupported, "page rights exist in the normal address space only"};
-    else if (!is_page_range(get->gpa.value, get->pages, facts_.max_gpa))
-      refusal = Refusal{ErrorCode::Fault, "pages are not aligned or not guest memory"};
-  }
+  if (const auto* get = std::get_if<GetPageAccess>(&command)) refusal = refusal_of_pages(*get);
   if (const auto* cr = std::get_if<ControlCr>(&command); cr && !x86::is_trackable_cr(cr->cr))
     refusal = Refusal{ErrorCode::Invalid, "CR 0, 3 and 4 can be tracked"};
   if (const auto* msr = std::get_if<ControlMsr>(&command)) {
@@ -101,31 +90,6 @@ std::optional<Refusal> GuestMachine::refusal_of_events(const Agent& agent, const
     if (agent.demoted)
       return Refusal{ErrorCode::NotPermitted, "too many deadlines were missed: an observer until it attaches again"};
     if (agent.grant.role == Role::Observer) return Refusal{ErrorCode::NotPermitted, "policy allows observing only"};
-  }
-  return std::nullopt;
-}
-
-std::optional<Refusal> GuestMachine::refusal_of_pages(AgentSlot slot, const SetPageAccess& command) const {
-  if (command.space != AddressSpace::Normal)
-    return Refusal{ErrorCode::NotSupported, "page rights exist in the normal address space only"};
-  constexpr Refusal kOverQuota{ErrorCode::Busy, "quota of restricted pages (pages) is used up"};
-  const std::uint64_t pages_max = agents_[slot].grant.quota.pages_max;
-  std::uint64_t named = 0;  // to be restricted by this command: bounds the work that it can cause
-  std::uint64_t restricted = pages_.pages_of(slot);
-  for (std::size_t i = 0; i < command.entries.size(); ++i) {
-    const kvmi_page_access_entry entry = command.entries[i];
-    if (!is_page_range(entry.gpa, entry.pages, facts_.max_gpa))
-      return Refusal{ErrorCode::Fault, "pages are not aligned or not guest memory"};
-    if (const auto error = x86::refuse_page_rights(entry.access, facts_.execute_only)) {
-      const bool elsewhere = *error == x86::PageAccessError::ExecuteOnlyUnsupported;  // another processor has them
-      return Refusal{elsewhere ? ErrorCode::NotSupported : ErrorCode::Invalid, x86::text_of(*error)};
-    }
-    if (entry.access == kRwx) continue;
-    named += entry.pages;
-    if (named > pages_max) return kOverQuota;
-    const Gfn first{entry.gpa >> kPageShift};
-    restricted += entry.pages - pages_.restricted_in(slot, first, Gfn{first.value + entry.pages});
-    if (restricted > pages_max) return kOverQuota;
   }
   return std::nullopt;
 }
@@ -263,26 +227,6 @@ void GuestMachine::forward_write(AgentSlot slot, Seq seq, const WritePhysical& c
     return refuse(slot, seq, KVMI_MSG_WRITE_PHYSICAL, ErrorCode::NotSupported,
                   "this kvmid keeps no cookies, expectations or patches: write without flags", out);
   forward(slot, seq, command, VcpuId{}, 0, now, out);
-}
-
-/// The agent's own view, in runs of equal rights.
-void GuestMachine::answer_page_access(AgentSlot slot, Seq seq, const GetPageAccess& command, Effects& out) {
-  constexpr std::size_t kEntriesMax =
-      (KVMI_MAX_PAYLOAD - sizeof(kvmi_error) - sizeof(kvmi_get_page_access_reply)) / sizeof(kvmi_page_access_entry);
-  reply_entries_.clear();
-  const std::uint64_t first = gfn_of(command.gpa).value;
-  for (std::uint64_t gfn = first; gfn < first + command.pages;) {
-    const auto [access, end] = pages_.run(slot, Gfn{gfn}, Gfn{first + command.pages});
-    if (reply_entries_.size() == kEntriesMax)
-      return refuse(slot, seq, KVMI_MSG_GET_PAGE_ACCESS, ErrorCode::TooBig,
-                    "the answer is larger than one message: ask for fewer pages", out);
-    reply_entries_.push_back({gfn << kPageShift, static_cast<std::uint32_t>(end.value - gfn), access, {}});
-    gfn = end.value;
-  }
-  answer(
-      slot, seq,
-      {KVMI_MSG_GET_PAGE_ACCESS, {}, {}, GetPageAccessReply{std::span<const kvmi_page_access_entry>(reply_entries_)}},
-      out);
 }
 
 /// A vCPU is changed during an event that the agent decides: kept, and loaded just before the merged reply if its word

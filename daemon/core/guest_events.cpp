@@ -105,8 +105,7 @@ Action GuestMachine::unattended_action(const Event& event) const {
       fault != nullptr && event.actions.has(Action::Retry)) {
     const Gfn gfn = gfn_of(fault->gpa);
     const bool somebody_forbids = !withdrawing() && pages_.forbidding(gfn, fault->access).any();
-    const auto told = told_pages_.find(gfn.value);
-    const bool told_so = told != told_pages_.end() && (fault->access & ~told->second) != 0;
+    const bool told_so = (fault->access & ~told_pages_.at(gfn)) != 0;
     // No view forbids it any more and the hypervisor is about to know: the access will succeed when it is tried again.
     if (!somebody_forbids && (busy_ || !told_so)) return Action::Retry;
   }

@@ -35,7 +35,7 @@ void GuestMachine::drop_agents(std::string_view text, Effects& out) {
     out.emplace_back(SendGuestOff{id, OffReason::Reset, text});
     out.emplace_back(CloseAgent{id, text});
     subscriptions_.remove(slot);
-    pages_.remove(slot, [](Gfn) {});
+    pages_.remove(slot, [](PageRange) {});
   });
   present_ = {};
 }
@@ -333,7 +333,7 @@ bool GuestMachine::enforce_grant(AgentSlot slot) {
   if (!commands.has(CommandId::ControlMsr)) lost = subscriptions_.remove_msrs(slot) || lost;
   if (!commands.has(CommandId::ControlSinglestep)) lost = subscriptions_.remove_singlestep(slot) || lost;
   if (!commands.has(CommandId::SetPageAccess) && pages_.pages_of(slot) != 0) {
-    pages_.remove(slot, [&](Gfn gfn) { touched_pages_.push_back(gfn); });
+    withdraw_pages(slot);
     lost = true;
   }
   if (!commands.has(CommandId::PauseVcpu)) {

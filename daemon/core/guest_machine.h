@@ -57,7 +57,7 @@ struct AgentInfo {
   bool demoted = false;
   std::uint64_t requests_open = 0;
   std::uint64_t expired = 0;
-  std::size_t pages = 0;
+  std::uint64_t pages = 0;
 };
 struct VcpuInfo {
   bool waiting = false;
@@ -183,7 +183,11 @@ class GuestMachine {
     };
     std::vector<EventRole> roles;
     std::vector<VcpuId> vcpus;  ///< where a CR, MSR, single step or pause was changed
-    std::vector<std::pair<Gfn, std::uint8_t>> pages;
+    struct PageRights {
+      PageRange range;
+      std::uint8_t before = kRwx;
+    };
+    std::vector<PageRights> pages;
   };
 
   // guest_machine.cpp: link, agents, time
@@ -234,13 +238,11 @@ class GuestMachine {
   void forward_read(AgentSlot slot, Seq seq, const ReadPhysical& command, TimePoint now, Effects& out);
   void forward_write(AgentSlot slot, Seq seq, const WritePhysical& command, TimePoint now, Effects& out);
   void report_granted(AgentSlot slot, Seq seq, const Command& command, Effects& out);
-  void answer_page_access(AgentSlot slot, Seq seq, const GetPageAccess& command, Effects& out);
   void stage_registers(AgentSlot slot, Seq seq, const SetRegisters& command, Effects& out);
   void stage_xsave(AgentSlot slot, Seq seq, const SetXsave& command, Effects& out);
   [[nodiscard]] std::optional<Refusal> refusal_to_stage(AgentSlot slot, VcpuId vcpu) const;
   [[nodiscard]] std::optional<Refusal> refusal_of(AgentSlot slot, const Command& command) const;
   [[nodiscard]] std::optional<Refusal> refusal_of_events(const Agent& agent, const ControlEvents& command) const;
-  [[nodiscard]] std::optional<Refusal> refusal_of_pages(AgentSlot slot, const SetPageAccess& command) const;
   [[nodiscard]] std::size_t untracked(AgentSlot slot, const ControlMsr& command) const;
 
   // guest_wishes.cpp: the union
@@ -250,18 +252,28 @@ class GuestMachine {
   void tell_soon(TimePoint now, Effects& out);
   bool refuse_wish(TimePoint now, Effects& out);
   void apply_wish(const WishChange& change, TimePoint now, Effects& out);
-  void apply_pages(AgentSlot slot, const std::vector<kvmi_page_access_entry>& entries);
   void apply_events(AgentSlot slot, const ControlEvents& command);
   void undo_wish(TimePoint now, Effects& out);
   [[nodiscard]] bool is_present(AgentSlot slot, AgentId id) const;
-  void touch_all_pages();
   [[nodiscard]] bool withdrawing() const { return stopping_ || unhook_.has_value(); }
+
+  // guest_pages.cpp: page rights
+  [[nodiscard]] std::optional<Refusal> refusal_of_pages(const GetPageAccess& command) const;
+  [[nodiscard]] std::optional<Refusal> refusal_of_pages(AgentSlot slot, const SetPageAccess& command) const;
+  void answer_page_access(AgentSlot slot, Seq seq, const GetPageAccess& command, Effects& out);
+  void apply_pages(AgentSlot slot, const std::vector<kvmi_page_access_entry>& entries);
+  void undo_pages(AgentSlot slot);
+  void withdraw_pages(AgentSlot slot);
+  AgentSet drop_pages(const SetPageAccess& command);
+  void touch_pages(const SetPageAccess& command);
+  void touch_all_pages();
+  void note_pages_told(const SetPageAccess& command);
+  void tell_page_differences();
 
   // guest_union.cpp: what the hypervisor must be told
   void tell_differences();
   void tell_event_differences(const std::vector<Subscriptions::VcpuUnion>& wanted);
   void tell_register_differences(const std::vector<Subscriptions::VcpuUnion>& wanted);
-  void tell_page_differences();
   void add_part(const Command& command, VcpuId vcpu, bool takes_away);
   void send_parts(TimePoint now, Effects& out);
   void drop_unsent_parts();
@@ -303,7 +315,7 @@ class GuestMachine {
   // What the hypervisor has confirmed
   std::vector<Subscriptions::VcpuUnion> told_;
   std::vector<bool> anew_;  ///< vCPUs that were created since: they may have forgotten what they were told
-  std::map<std::uint64_t, std::uint8_t> told_pages_;
+  RightsMap told_pages_;
   struct PauseState {
     bool asked = false;                 ///< PAUSE_VCPU is out, its event has not come
     std::vector<std::uint16_t> counts;  ///< by slot: pauses asked for and not yet owed
@@ -317,7 +329,7 @@ class GuestMachine {
   ErrorCode wish_error_ = ErrorCode::None;
   std::string wish_error_text_;
   Undo undo_;
-  std::vector<Gfn> touched_pages_;
+  std::vector<PageRange> touched_pages_;  ///< where the hypervisor may have to be told of other rights
   std::vector<WishPart> wish_parts_;  ///< by tag: what is told, to note it as told when confirmed
   std::size_t wish_parts_sent_ = 0;
   std::deque<std::vector<kvmi_page_access_entry>> batches_;

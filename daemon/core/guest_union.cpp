@@ -6,12 +6,6 @@
 
 namespace kvmid::core {
 
-namespace {
-
-constexpr std::size_t kPageEntriesMax = 2048;  // in one SET_PAGE_ACCESS
-
-}  // namespace
-
 void GuestMachine::add_part(const Command& command, VcpuId vcpu, bool takes_away) {
   wish_parts_.push_back(WishPart{command, vcpu, takes_away});
 }
@@ -38,11 +32,7 @@ void GuestMachine::drop_unsent_parts() {
   for (std::size_t i = wish_parts_sent_; i < wish_parts_.size(); ++i) {
     const WishPart& part = wish_parts_[i];
     if (std::holds_alternative<PauseVcpu>(part.command)) pauses_[part.vcpu.value].asked = false;
-    if (const auto* pages = std::get_if<SetPageAccess>(&part.command)) {
-      for (std::size_t e = 0; e < pages->entries.size(); ++e)
-        for (std::uint64_t page = 0; page < pages->entries[e].pages; ++page)
-          touched_pages_.push_back(Gfn{(pages->entries[e].gpa >> kPageShift) + page});
-    }
+    if (const auto* pages = std::get_if<SetPageAccess>(&part.command)) touch_pages(*pages);
   }
   wish_parts_.resize(wish_parts_sent_);
 }
@@ -109,43 +99,6 @@ void GuestMachine::tell_register_differences(const std::vector<Subscriptions::Vc
     if (want != told_[i].singlestep || (want && anew_[i]))
       add_part(ControlSinglestep{VcpuId{i}, want}, VcpuId{i}, !want);
   }
-}
-
-/// Pages in runs of equal rights; rights that are given back go in messages of their own, for they cannot fail a
-/// change.
-void GuestMachine::tell_page_differences() {
-  if (touched_pages_.empty()) return;
-  std::sort(touched_pages_.begin(), touched_pages_.end());
-  touched_pages_.erase(std::unique(touched_pages_.begin(), touched_pages_.end()), touched_pages_.end());
-  const auto told_of = [&](Gfn gfn) {
-    const auto found = told_pages_.find(gfn.value);
-    return found == told_pages_.end() ? kRwx : found->second;
-  };
-  for (const bool giving_back : {true, false}) {
-    std::vector<kvmi_page_access_entry> batch;
-    const auto flush = [&] {
-      if (batch.empty()) return;
-      batches_.push_back(std::move(batch));
-      batch.clear();
-      add_part(SetPageAccess{AddressSpace::Normal, std::span<const kvmi_page_access_entry>(batches_.back())}, VcpuId{},
-               giving_back);
-    };
-    for (const Gfn gfn : touched_pages_) {
-      const std::uint8_t want = withdrawing() ? kRwx : pages_.effective(gfn);
-      const std::uint8_t told = told_of(gfn);
-      if (want == told || ((told & ~want) == 0) != giving_back) continue;
-      const bool extends = !batch.empty() && batch.back().access == want && batch.back().pages != 0xffffffff &&
-                           batch.back().gpa + std::uint64_t{batch.back().pages} * kPageSize == gpa_of(gfn).value;
-      if (extends) {
-        ++batch.back().pages;
-      } else {
-        if (batch.size() == kPageEntriesMax) flush();
-        batch.push_back({gpa_of(gfn).value, 1, want, {}});
-      }
-    }
-    flush();
-  }
-  touched_pages_.clear();
 }
 
 }  // namespace kvmid::core

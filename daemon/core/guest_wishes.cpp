@@ -28,7 +28,7 @@ void GuestMachine::queue_wish(AgentSlot slot, Seq seq, const Command& command, T
 
 /// Nothing of the agent is left in the tables; the hypervisor is told before any other change.
 void GuestMachine::withdraw(AgentSlot slot, TimePoint now, Effects& out) {
-  pages_.remove(slot, [&](Gfn gfn) { touched_pages_.push_back(gfn); });
+  withdraw_pages(slot);
   subscriptions_.remove(slot);
   for (PauseState& pause : pauses_) pause.counts[slot] = 0;
   const AgentId gone = agents_[slot].id;
@@ -46,11 +46,6 @@ void GuestMachine::tell_soon(TimePoint now, Effects& out) {
   const auto first_waiting = wishes_.begin() + (busy_ ? 1 : 0);
   if (first_waiting == wishes_.end() || first_waiting->agent != AgentId{}) wishes_.insert(first_waiting, WishChange{});
   next_wish(now, out);
-}
-
-void GuestMachine::touch_all_pages() {
-  pages_.for_each_restricted([&](Gfn gfn) { touched_pages_.push_back(gfn); });
-  for (const auto& [gfn, access] : told_pages_) touched_pages_.push_back(Gfn{gfn});
 }
 
 // Idle --change--> Telling, or done at once where the union does not change.
@@ -116,23 +111,6 @@ void GuestMachine::apply_wish(const WishChange& change, TimePoint now, Effects& 
              change.command);
 }
 
-void GuestMachine::apply_pages(AgentSlot slot, const std::vector<kvmi_page_access_entry>& entries) {
-  const auto changed = [&](Gfn gfn, std::uint8_t before) {
-    undo_.pages.emplace_back(gfn, before);
-    touched_pages_.push_back(gfn);
-  };
-  for (const auto& entry : entries) {
-    const Gfn first{entry.gpa >> kPageShift};
-    const Gfn end{first.value + entry.pages};
-    if (entry.access == kRwx) {
-      pages_.allow_range(slot, first, end, changed);
-      continue;
-    }
-    for (Gfn gfn = first; gfn < end; ++gfn.value)
-      if (const std::uint8_t before = pages_.set(slot, gfn, entry.access); before != entry.access) changed(gfn, before);
-  }
-}
-
 void GuestMachine::apply_events(AgentSlot slot, const ControlEvents& c) {
   for_each_vcpu(c.vcpu, [&](VcpuId vcpu) {
     for (unsigned i = 0; i < kEventCount; ++i) {
@@ -175,11 +153,7 @@ void GuestMachine::undo_wish(TimePoint now, Effects& out) {
   if (!is_present(change.slot, change.agent)) return;
   const AgentSlot slot = change.slot;
   for (const auto& [vcpu, kind, role] : undo_.roles) subscriptions_.set_event(vcpu, slot, kind, role);
-  // Backwards: a page that was named twice ends as it was before the first.
-  for (auto change_of = undo_.pages.rbegin(); change_of != undo_.pages.rend(); ++change_of) {
-    pages_.set(slot, change_of->first, change_of->second);
-    touched_pages_.push_back(change_of->first);
-  }
+  undo_pages(slot);
   for (const VcpuId vcpu : undo_.vcpus) {
     if (const auto* cr = std::get_if<ControlCr>(&change.command))
       subscriptions_.set_cr(vcpu, slot, cr->cr, !cr->enable);
@@ -226,18 +200,7 @@ void GuestMachine::note_told(const Command& command) {
                    });
                  },
                  [&](const ControlSinglestep& c) { told_[c.vcpu.value].singlestep = c.enable; },
-                 [&](const SetPageAccess& c) {
-                   for (std::size_t i = 0; i < c.entries.size(); ++i) {
-                     const kvmi_page_access_entry entry = c.entries[i];
-                     for (std::uint64_t page = 0; page < entry.pages; ++page) {
-                       const std::uint64_t gfn = (entry.gpa >> kPageShift) + page;
-                       if (entry.access == kRwx)
-                         told_pages_.erase(gfn);
-                       else
-                         told_pages_[gfn] = entry.access;
-                     }
-                   }
-                 },
+                 [&](const SetPageAccess& c) { note_pages_told(c); },
                  [&](const auto&) {},
              },
              command);
@@ -319,18 +282,7 @@ void GuestMachine::drop_refused(const WishPart& part, ErrorCode error, Effects& 
                 c.vcpu, [&](VcpuId vcpu, AgentSlot slot) { return subscriptions_.has_singlestep(vcpu, slot); },
                 [&](VcpuId vcpu, AgentSlot slot) { subscriptions_.set_singlestep(vcpu, slot, false); });
           },
-          [&](const SetPageAccess& c) {
-            for (std::size_t i = 0; i < c.entries.size(); ++i) {
-              const kvmi_page_access_entry entry = c.entries[i];
-              const Gfn first{entry.gpa >> kPageShift};
-              present_.for_each([&](AgentSlot slot) {
-                pages_.allow_range(slot, first, Gfn{first.value + entry.pages}, [&](Gfn gfn, std::uint8_t) {
-                  touched_pages_.push_back(gfn);
-                  losers.add(slot);
-                });
-              });
-            }
-          },
+          [&](const SetPageAccess& c) { losers = losers | drop_pages(c); },
           [&](const auto&) {},
       },
       part.command);

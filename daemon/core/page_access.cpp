@@ -2,74 +2,133 @@
 #include "daemon/core/page_access.h"
 
 #include <algorithm>
+#include <iterator>
 
 namespace kvmid::core {
 
-PageAccess::View& PageAccess::view_of(AgentSlot slot) {
+// ---- runs of equal rights ----
+
+RightsMap::Runs::const_iterator RightsMap::first_ending_after(const Runs& runs, std::uint64_t gfn) {
+  const auto behind = runs.upper_bound(gfn);
+  if (behind == runs.begin()) return behind;
+  const auto before = std::prev(behind);
+  return before->second.end > gfn ? before : behind;
+}
+
+std::pair<std::uint8_t, Gfn> RightsMap::Cursor::run(Gfn from, Gfn end) {
+  // The next run is the usual case; after a leap over many the place is looked up.
+  if (next_ != runs_->end() && next_->second.end <= from.value) ++next_;
+  if (next_ != runs_->end() && next_->second.end <= from.value) next_ = first_ending_after(*runs_, from.value);
+  if (next_ == runs_->end()) return {kRwx, end};
+  if (next_->first > from.value) return {kRwx, std::min(end, Gfn{next_->first})};
+  return {next_->second.access, std::min(end, Gfn{next_->second.end})};
+}
+
+/// A run that goes on across `at` becomes two.
+void RightsMap::split(std::uint64_t at) {
+  const auto behind = runs_.lower_bound(at);
+  if (behind == runs_.begin()) return;
+  Run& run = std::prev(behind)->second;
+  if (run.end <= at) return;
+  runs_.emplace_hint(behind, at, run);
+  run.end = at;
+}
+
+void RightsMap::replace(std::uint64_t from, std::uint64_t end, std::uint8_t access) {
+  split(from);
+  split(end);
+  auto place = runs_.lower_bound(from);
+  while (place != runs_.end() && place->first < end) {
+    restricted_ -= place->second.end - place->first;
+    place = runs_.erase(place);
+  }
+  if (access == kRwx) return;
+  restricted_ += end - from;
+  // Joined with what it touches, so that runs stay as few as they can be.
+  if (place != runs_.end() && place->first == end && place->second.access == access) {
+    end = place->second.end;
+    place = runs_.erase(place);
+  }
+  if (place != runs_.begin()) {
+    Run& before = std::prev(place)->second;
+    if (before.end == from && before.access == access) {
+      before.end = end;
+      return;
+    }
+  }
+  runs_.emplace_hint(place, from, Run{end, access});
+}
+
+void RightsMap::clear() {
+  runs_.clear();
+  restricted_ = 0;
+}
+
+std::uint8_t RightsMap::at(Gfn gfn) const {
+  const auto behind = runs_.upper_bound(gfn.value);
+  if (behind == runs_.begin()) return kRwx;
+  const Run& run = std::prev(behind)->second;
+  return run.end > gfn.value ? run.access : kRwx;
+}
+
+std::uint64_t RightsMap::restricted_in(Gfn from, Gfn end) const {
+  std::uint64_t pages = 0;
+  for (auto next = first_ending_after(runs_, from.value); next != runs_.end() && next->first < end.value; ++next)
+    pages += std::min(end.value, next->second.end) - std::max(from.value, next->first);
+  return pages;
+}
+
+// ---- views of agents ----
+
+PageAccess::Walk::Walk(const PageAccess& pages) {
+  cursors_.reserve(pages.restricting_.count());
+  pages.restricting_.for_each([&](AgentSlot slot) { cursors_.emplace_back(pages.views_[slot]); });
+}
+
+std::pair<std::uint8_t, Gfn> PageAccess::Walk::run(Gfn from, Gfn end) {
+  std::uint8_t rights = kRwx;
+  for (RightsMap::Cursor& cursor : cursors_) {
+    const auto [access, run_end] = cursor.run(from, end);
+    rights = static_cast<std::uint8_t>(rights & access);
+    end = run_end;
+  }
+  return {rights, end};
+}
+
+RightsMap& PageAccess::view_of(AgentSlot slot) {
   if (views_.size() <= slot) views_.resize(std::size_t{slot} + 1);
   return views_[slot];
 }
 
-std::uint8_t PageAccess::set(AgentSlot slot, Gfn gfn, std::uint8_t access) {
-  const std::uint8_t before = view(slot, gfn);
-  View& view = view_of(slot);
-  if (access == kRwx) {
-    view.erase(gfn.value);
-  } else {
-    view[gfn.value] = access;
-  }
-  if (view.empty()) {
-    restricting_.remove(slot);
-  } else {
-    restricting_.add(slot);
-  }
-  return before;
-}
-
 std::uint8_t PageAccess::view(AgentSlot slot, Gfn gfn) const {
-  if (!restricting_.has(slot)) return kRwx;
-  const View& view = views_[slot];
-  const auto found = view.find(gfn.value);
-  return found == view.end() ? kRwx : found->second;
+  return restricting_.has(slot) ? views_[slot].at(gfn) : kRwx;
 }
 
 std::pair<std::uint8_t, Gfn> PageAccess::run(AgentSlot slot, Gfn from, Gfn end) const {
   if (!restricting_.has(slot)) return {kRwx, end};
-  const View& view = views_[slot];
-  auto next = view.lower_bound(from.value);
-  if (next == view.end() || next->first != from.value)
-    return {kRwx, next == view.end() ? end : std::min(end, Gfn{next->first})};
-  const std::uint8_t access = next->second;
-  std::uint64_t gfn = from.value;
-  while (next != view.end() && next->first == gfn && next->second == access && gfn < end.value) {
-    ++gfn;
-    ++next;
-  }
-  return {access, Gfn{gfn}};
+  return RightsMap::Cursor(views_[slot]).run(from, end);
 }
 
 std::uint8_t PageAccess::effective(Gfn gfn) const {
   std::uint8_t rights = kRwx;
-  restricting_.for_each([&](AgentSlot slot) { rights = static_cast<std::uint8_t>(rights & view(slot, gfn)); });
+  restricting_.for_each([&](AgentSlot slot) { rights = static_cast<std::uint8_t>(rights & views_[slot].at(gfn)); });
   return rights;
 }
 
 AgentSet PageAccess::forbidding(Gfn gfn, std::uint8_t access) const {
   AgentSet agents;
   restricting_.for_each([&](AgentSlot slot) {
-    if ((access & ~view(slot, gfn)) != 0) agents.add(slot);
+    if ((access & ~views_[slot].at(gfn)) != 0) agents.add(slot);
   });
   return agents;
 }
 
-std::size_t PageAccess::restricted_in(AgentSlot slot, Gfn from, Gfn end) const {
-  if (!restricting_.has(slot)) return 0;
-  const View& view = views_[slot];
-  std::size_t count = 0;
-  for (auto next = view.lower_bound(from.value); next != view.end() && next->first < end.value; ++next) ++count;
-  return count;
+std::uint64_t PageAccess::pages_of(AgentSlot slot) const {
+  return restricting_.has(slot) ? views_[slot].restricted() : 0;
 }
 
-std::size_t PageAccess::pages_of(AgentSlot slot) const { return restricting_.has(slot) ? views_[slot].size() : 0; }
+std::uint64_t PageAccess::restricted_in(AgentSlot slot, Gfn from, Gfn end) const {
+  return restricting_.has(slot) ? views_[slot].restricted_in(from, end) : 0;
+}
 
 }  // namespace kvmid::core
