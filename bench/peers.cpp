@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "bench/peers.h"
 
+#include <poll.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -89,17 +90,27 @@ void Stream::flush() {
   out_.clear();
 }
 
+const Frame* Stream::at_hand() {
+  const auto frame = parser_.next();
+  if (!frame) throw std::runtime_error("the peer sent a frame that is too large");
+  return *frame;
+}
+
 const Frame* Stream::next_or_end() {
   for (;;) {
-    const auto frame = parser_.next();
-    if (!frame) throw std::runtime_error("the peer sent a frame that is too large");
-    if (*frame != nullptr) return *frame;
+    if (const Frame* frame = at_hand()) return frame;
+    if (!fill()) return nullptr;
+  }
+}
+
+bool Stream::fill() {
+  for (;;) {
     const auto space = parser_.writable();
     const ssize_t n = ::recv(fd_.get(), space.data(), space.size(), 0);
     if (n < 0 && errno == EINTR) continue;
     if (n < 0 && errno != ECONNRESET) fail("receive");
-    if (n <= 0) return nullptr;
-    parser_.commit(static_cast<std::size_t>(n));
+    if (n > 0) parser_.commit(static_cast<std::size_t>(n));
+    return n > 0;
   }
 }
 
@@ -148,7 +159,7 @@ void HypervisorPeer::serve(const Command& command, Seq seq) {
                    else enabled_.bits |= c.events.bits;
                    reply.body = ControlEventsReply{enabled_};
                  },
-                 [&](const ControlCr& c) { cr4_ = c.enable && c.cr == 4; },
+                 [&](const ControlCr&) {},
                  [&](const auto&) { reply.error = ErrorCode::NotServed; },
              },
              command);
@@ -156,12 +167,18 @@ void HypervisorPeer::serve(const Command& command, Seq seq) {
   stream_.flush();
 }
 
-void HypervisorPeer::serve_until_subscribed(EventKind kind) {
-  while (!enabled_.has(kind) || !cr4_) {
-    const Frame& frame = stream_.next();
-    const auto message = dialect_.decode_downward(frame);
-    if (!message) throw std::runtime_error(describe(message.error()));
-    if (const auto* command = std::get_if<Command>(&*message)) serve(*command, frame.seq);
+void HypervisorPeer::serve_until_readable(int fd) {
+  for (;;) {
+    if (const Frame* frame = stream_.at_hand()) {
+      const auto message = dialect_.decode_downward(*frame);
+      if (!message) throw std::runtime_error(describe(message.error()));
+      if (const auto* command = std::get_if<Command>(&*message)) serve(*command, frame->seq);
+      continue;
+    }
+    pollfd both[] = {{fd, POLLIN, 0}, {stream_.fd(), POLLIN, 0}};
+    if (::poll(both, 2, 10'000) == 0) throw std::runtime_error("nothing came for ten seconds");
+    if (both[0].revents != 0) return;
+    if (both[1].revents != 0 && !stream_.fill()) throw std::runtime_error("kvmid closed the hypervisor's connection");
   }
 }
 
@@ -188,32 +205,45 @@ Event HypervisorPeer::cr4_event() {
   return event;
 }
 
-// ---- the decider ----
+// ---- the agent ----
 
-Stream attach_decider(const std::string& agent_socket, const Uuid& guest) {
+std::optional<Stream> attach(const std::string& agent_socket, const Uuid& guest, std::string& why) {
   Fd fd = connect_unix(agent_socket, std::chrono::seconds(5));
   ByteBuffer bytes;
   encode(AgentHello{.uuid = guest, .name = "bench"}, bytes);
   send_all(fd.get(), bytes);
   const auto welcome = parse_welcome(receive(fd.get(), sizeof(kvmi_welcome)));
   if (!welcome) throw std::runtime_error("welcome: " + describe(welcome.error()));
-  if (welcome->status != 0) throw std::runtime_error("kvmid refused the agent: " + std::string(text_of(welcome->text, sizeof welcome->text)));
+  if (welcome->status != 0) {
+    why = text_of(welcome->text, sizeof welcome->text);
+    return std::nullopt;
+  }
+  return Stream(std::move(fd));
+}
 
-  Stream stream(std::move(fd));
+bool wish(Stream& stream, const Wishes& wishes) {
   DialectKvmi2 dialect;
   EventSet cr;
   cr.add(EventKind::Cr);
-  dialect.encode(Command{ControlEvents{kAllVcpus, Operation::Enable, Role::Decider, cr}}, Seq{1}, stream.out());
-  dialect.encode(Command{ControlCr{kAllVcpus, true, 4}}, Seq{2}, stream.out());
+  std::vector<Command> commands{ControlEvents{kAllVcpus, Operation::Enable, wishes.role, cr},
+                                ControlCr{kAllVcpus, true, 4}};
+  if (!wishes.filter.empty())
+    commands.emplace_back(SetFilter{kAllVcpus, EventKind::Cr, Action::Allow,
+                                    std::span<const kvmi_filter_term>(wishes.filter)});
+  for (std::uint32_t i = 0; i < commands.size(); ++i) dialect.encode(commands[i], Seq{i + 1}, stream.out());
   stream.flush();
-  for (int replies = 0; replies < 2; ++replies) {
-    const Frame& frame = stream.next();
-    const auto message = dialect.decode_upward(frame);
+  bool served = true;
+  for (std::size_t i = 0; i < commands.size(); ++i) {
+    const auto message = dialect.decode_upward(stream.next());
     if (!message) throw std::runtime_error(describe(message.error()));
     const auto* reply = std::get_if<CommandReply>(&*message);
-    if (reply == nullptr || reply->error != ErrorCode::None) throw std::runtime_error("kvmid refused the subscription");
+    if (reply == nullptr) throw std::runtime_error("kvmid sent something else than its reply");
+    if (reply->id == KVMI_MSG_SET_FILTER && reply->error == ErrorCode::NotServed) served = false;
+    else if (reply->error != ErrorCode::None)
+      throw std::runtime_error("kvmid refused " + std::string(name_of(static_cast<CommandId>(reply->id))) + ": " +
+                               std::string(reply->text));
   }
-  return stream;
+  return served;
 }
 
 void decide(Stream& stream, std::uint64_t answers) {

@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #pragma once
 
-/// Both ends of an event round trip, as thin as they can be: a hypervisor that sends events, a decider that answers.
+/// Both ends of an event round trip, as thin as they can be: a hypervisor that sends events, agents that answer or watch.
 ///
-/// Purpose:  the same two peers talk directly, through a bare relay and through kvmid, so that only the middle differs.
+/// Purpose:  the same peers talk directly, through a bare relay and through kvmid, so that only the middle differs.
 /// Threads:  an object belongs to one thread or process.
 /// Errors:   std::runtime_error with what failed; a benchmark has nothing better to do than to stop.
 
 #include <chrono>
 #include <cstdint>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "protocol/dialect_kvmi2.h"
 #include "protocol/handshake.h"
@@ -55,6 +57,10 @@ class Stream {
   const Frame& next();
   /// The same, or null when the peer closed.
   const Frame* next_or_end();
+  /// The next frame of what was read already, or null.
+  const Frame* at_hand();
+  /// Reads what is there, waiting for the first byte; false: the peer closed.
+  bool fill();
 
  private:
   Fd fd_;
@@ -68,8 +74,8 @@ class HypervisorPeer {
   explicit HypervisorPeer(Fd fd) : stream_(std::move(fd)) {}
   /// The handshake with kvmid. Not used where there is no kvmid between the peers.
   void hello(const Uuid& uuid, const std::string& name);
-  /// Answers commands until a decider has asked for `kind`, and for CR 4 if that is what the event is of.
-  void serve_until_subscribed(EventKind kind);
+  /// Answers commands until there is something to read, or an end of file, at `fd`.
+  void serve_until_readable(int fd);
   /// Sends one event and waits for its reply.
   EventReply round_trip(const Event& event);
   /// An event of a write to CR4, as a guest in 64-bit mode would cause it.
@@ -81,11 +87,17 @@ class HypervisorPeer {
   DialectKvmi2 dialect_;
   std::uint32_t seq_ = 0;
   EventSet enabled_;
-  bool cr4_ = false;
 };
 
-/// Attaches to the guest at kvmid's agent socket and asks to decide writes to CR4.
-Stream attach_decider(const std::string& agent_socket, const Uuid& guest);
+/// What an agent asks for: writes to CR4, in this role.
+struct Wishes {
+  Role role = Role::Decider;
+  std::vector<kvmi_filter_term> filter{};  ///< of the CR event, not matching: ALLOW; empty: no filter
+};
+/// Attaches to the guest at kvmid's agent socket; nullopt: kvmid does not let it, for the reason in `why`.
+std::optional<Stream> attach(const std::string& agent_socket, const Uuid& guest, std::string& why);
+/// False: kvmid does not serve SET_FILTER. Throws on any other refusal.
+bool wish(Stream& stream, const Wishes& wishes);
 /// Answers events with ALLOW until the peer closes. `answers`: after so many it reads on and says nothing.
 void decide(Stream& stream, std::uint64_t answers);
 
