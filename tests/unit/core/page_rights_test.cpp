@@ -204,4 +204,134 @@ TEST_CASE("an answer of GET_PAGE_ACCESS that is larger than a message is refused
   REQUIRE(error(kRunsMax + 1) == ErrorCode::TooBig);
 }
 
+TEST_CASE("execute-only pages exist only where the processor has them, pages without reading that are written never",
+          "[pages]") {
+  Guest guest;
+  guest.lose_hypervisor();
+  guest.facts.execute_only = GENERATE(false, true);
+  guest.connect();
+  const AgentId agent = guest.attach();
+  const auto error = [&](unsigned access) { return guest.error_of(agent, guest.set_pages(agent, {pages(1, 1, access)})); };
+  REQUIRE(error(kX) == (guest.facts.execute_only ? ErrorCode::None : ErrorCode::NotSupported));
+  REQUIRE(guest.state.pages.contains(1) == guest.facts.execute_only);
+  REQUIRE(error(kW) == ErrorCode::Invalid);
+  REQUIRE(error(kW | kX) == ErrorCode::Invalid);
+  REQUIRE(error(0) == ErrorCode::None);
+  REQUIRE(guest.state.pages.at(1) == 0);
+}
+
+TEST_CASE("a fault at the edges of a range goes to who restricted the range", "[pages]") {
+  TwoWatchers t;
+  t.guest.set_pages(t.a, {pages(100, 50, kR)});
+  t.guest.set_pages(t.b, {pages(149, 2, kR)});
+  for (const std::uint64_t gfn : {99U, 100U, 149U, 150U, 151U}) {
+    CAPTURE(gfn);
+    t.guest.forget();
+    const Seq seq = t.guest.event(0, fault(gfn, kW));
+    REQUIRE(t.guest.events_told(t.a) == (gfn >= 100 && gfn < 150 ? 1 : 0));
+    REQUIRE(t.guest.events_told(t.b) == (gfn >= 149 && gfn < 151 ? 1 : 0));
+    for (const AgentId agent : {t.a, t.b})
+      if (t.guest.events_told(agent) != 0) t.guest.vote(agent, Action::Allow);
+    const bool nobody = gfn < 100 || gfn >= 151;
+    REQUIRE(t.guest.verdict(seq)->action == (nobody ? Action::Retry : Action::Allow));
+  }
+}
+
+TEST_CASE("a million pages are one entry, whatever of them is changed, refused, taken back or told again", "[pages]") {
+  Guest guest;
+  guest.lose_hypervisor();
+  guest.facts.max_gpa = std::uint64_t{1} << 40;
+  guest.connect();
+  Grant grant = full_grant();
+  grant.quota.pages_max = 4'000'000;
+  const AgentId agent = guest.attach(grant);
+  const auto runs = [&](std::uint64_t gfn, std::uint32_t count) {
+    const Seq get = guest.command(agent, GetPageAccess{Gpa{gfn * kPageSize}, count, AddressSpace::Normal});
+    return guest.answer_to(agent, get)->entries.size();
+  };
+  guest.set_pages(agent, {pages(1000, 1'000'000, kR)});
+  REQUIRE(guest.to_hypervisor.back().entries.size() == 1);
+  REQUIRE(guest.to_hypervisor.back().entries[0].pages == 1'000'000);
+  REQUIRE(runs(0, 2'000'000) == 3);
+  REQUIRE(guest.machine.info().agents[0].pages == 1'000'000);
+
+  SECTION("refused: all is as it was, in as few runs") {
+    guest.refuse = [](const ToHypervisor& sent) {
+      return sent.entries[0].access == kR ? ErrorCode::NoMemory : ErrorCode::None;
+    };
+    const auto before = guest.state;
+    const Seq seq = guest.set_pages(agent, {pages(2000, 5, kRwx), pages(0, 2'000'000, kR)});
+    REQUIRE(guest.error_of(agent, seq) == ErrorCode::NoMemory);
+    REQUIRE(runs(0, 2'000'000) == 3);
+    REQUIRE(guest.machine.info().agents[0].pages == 1'000'000);
+    guest.refuse = [](const auto&) { return ErrorCode::None; };
+    guest.lose_hypervisor();
+    guest.connect();
+    REQUIRE(guest.state.pages == before.pages);
+  }
+  SECTION("told again to a hypervisor that comes back") {
+    guest.lose_hypervisor();
+    guest.forget();
+    guest.connect();
+    REQUIRE(guest.sent<SetPageAccess>() == 1);
+    REQUIRE(guest.to_hypervisor.back().entries.size() == 1);
+    REQUIRE(guest.state.pages.size() == 1'000'000);
+  }
+  SECTION("taken back when the agent goes") {
+    guest.forget();
+    guest.lose(agent);
+    REQUIRE(guest.sent<SetPageAccess>() == 1);
+    REQUIRE(guest.to_hypervisor.back().entries.size() == 1);
+    REQUIRE(guest.state.pages.empty());
+  }
+  SECTION("of two agents, only where the union changes is anything told") {
+    const AgentId other = guest.attach(grant);
+    guest.forget();
+    guest.set_pages(other, {pages(500, 1000, kR | kX)});
+    const auto& entries = guest.to_hypervisor.back().entries;
+    REQUIRE(entries.size() == 1);
+    REQUIRE(entries[0].gpa == 500 * kPageSize);
+    REQUIRE(entries[0].pages == 500);
+    guest.forget();
+    guest.lose(agent);
+    REQUIRE(guest.state.pages.size() == 1000);
+    REQUIRE(guest.machine.info().agents[0].pages == 1000);
+  }
+}
+
+TEST_CASE("a run of more pages than an entry can count is told in several", "[pages][hostile]") {
+  // The hypervisor of the harness keeps pages one by one: too many for it here, so it is only said to have done it.
+  constexpr std::uint64_t kMost = 0xffffffff;
+  Guest guest;
+  guest.lose_hypervisor();
+  guest.facts.max_gpa = std::uint64_t{1} << 52;
+  guest.connect();
+  guest.answering = false;
+  Grant grant = full_grant();
+  grant.quota.pages_max = kMost;
+  const auto confirm = [&] {
+    while (!guest.unanswered.empty()) {
+      const Seq seq = guest.unanswered.front().seq;
+      guest.unanswered.pop_front();
+      guest.reply(seq, CommandReply{KVMI_MSG_SET_PAGE_ACCESS, {}, {}, {}});
+    }
+  };
+  for (const std::uint64_t first : {std::uint64_t{7}, 7 + kMost}) {
+    guest.set_pages(guest.attach(grant), {pages(first, kMost, kR)});
+    confirm();
+  }
+  guest.forget();
+  guest.step([&](Effects& out) { guest.machine.stop(guest.now, out); });
+  REQUIRE(guest.to_hypervisor.size() == 1);
+  std::uint64_t next = 7;
+  for (const auto& entry : guest.to_hypervisor[0].entries) {
+    REQUIRE(entry.access == kRwx);
+    REQUIRE(entry.gpa == next * kPageSize);
+    next += entry.pages;
+  }
+  REQUIRE(next == 7 + 2 * kMost);
+  confirm();
+  REQUIRE(guest.machine.settled());
+}
+
 }  // namespace kvmid::core::testing
