@@ -161,6 +161,8 @@ int kvmid_control_cr(kvmid_agent* agent, uint16_t vcpu, uint32_t cr, int enable)
 int kvmid_control_msr(kvmid_agent* agent, uint16_t vcpu, uint32_t msr, int enable);
 int kvmid_translate_gva(kvmid_agent* agent, uint16_t vcpu, uint64_t gva, struct kvmi_translate_gva_reply* reply);
 int kvmid_control_singlestep(kvmid_agent* agent, uint16_t vcpu, int enable);
+/* Events of that kind that no group of the terms matches are answered by kvmid, with `action`. No terms: the filter is
+ * taken away. */
 int kvmid_set_filter(kvmid_agent* agent, uint16_t vcpu, uint8_t event, uint8_t action,
                      const struct kvmi_filter_term* terms, size_t count);
 /* Fills at most `max` bytes and returns how large the area is. */
@@ -169,6 +171,16 @@ int kvmid_set_xsave(kvmid_agent* agent, uint16_t vcpu, const void* area, size_t 
 int kvmid_get_xcr(kvmid_agent* agent, uint16_t vcpu, uint32_t xcr, uint64_t* value);
 /* Fills at most `max` slots and returns how many there are. */
 int kvmid_get_memory_map(kvmid_agent* agent, uint16_t address_space, struct kvmi_memory_slot* slots, size_t max);
+
+/* ---- filters as text: "cr == 3 and new & 0xff == 0x1 or rip in 0x1000..0x1fff"; client/filter.h has all of it ---- */
+
+#define KVMID_ANY_EVENT 0xffu
+
+/* Fills at most `max` terms and returns how many there are (KVMI_FILTER_TERMS_MAX at most). `event`: KVMI_EVENT_*, whose
+ * fields alone are taken, or KVMID_ANY_EVENT. `column` (may be NULL): where the text is wrong, from 1; 0: nowhere. */
+int kvmid_parse_filter(const char* text, uint8_t event, struct kvmi_filter_term* terms, size_t max, size_t* column);
+/* Writes at most `max` bytes of the text, the closing zero included, and returns how long all of it is without it. */
+int kvmid_format_filter(const struct kvmi_filter_term* terms, size_t count, uint8_t event, char* text, size_t max);
 
 /* ---- pipelined ---- */
 
