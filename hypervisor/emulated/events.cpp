@@ -129,6 +129,8 @@ void Machine::unhook() {
     EventReply reply;
     reply.vcpu = vcpu->id;
     reply.event = vcpu->event.kind();
+    // The INT3 may have been a patch. It is off; if it was the guest's own, it comes again.
+    if (reply.event == EventKind::Breakpoint) reply.action = Action::Retry;
     answer(reply);
   }
 }

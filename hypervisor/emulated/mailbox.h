@@ -50,6 +50,7 @@ enum class GuestMode : std::uint64_t {
   Step = KVMID_MODE_STEP,
   Debug = KVMID_MODE_DEBUG,
   Copy = KVMID_MODE_COPY,
+  Hammer = KVMID_MODE_HAMMER,
 };
 inline constexpr std::size_t kGuestModeCount = KVMID_MODE_COUNT;
 
@@ -89,7 +90,8 @@ struct Mailbox {
   std::uint64_t arg_msr;         ///< to be written
   std::uint64_t arg_msr_value;   ///< to be written
   std::uint64_t arg_pf_address;  ///< to be written
-  std::array<std::uint64_t, 5> unused2;
+  std::uint64_t arg_hammer_calls;  ///< to be written: what hammer_calls shall become
+  std::array<std::uint64_t, 4> unused2;
   std::uint64_t arg_xcr0;            ///< to be written; 0: 1 and 3 in turn
   std::uint64_t arg_cpuid_function;  ///< to be written
   std::uint64_t arg_cpuid_index;     ///< to be written
@@ -104,7 +106,11 @@ struct Mailbox {
   std::array<std::uint64_t, 2> sse;    ///< XMM5
   double x87;                          ///< ST(0)
   std::uint64_t rom;
-  std::array<std::uint64_t, 6> unused3;
+  std::uint64_t hammer_gpa;    ///< of hammer_target's first instruction, kHammerInsnBytes long
+  std::uint64_t hammer_gva;
+  std::uint64_t hammer_calls;  ///< returned, as the caller counts
+  std::uint64_t hammer_hits;   ///< executed, as that instruction counts
+  std::array<std::uint64_t, 2> unused3;
   std::array<std::uint64_t, 64> done;        ///< [GuestMode]
   std::array<std::uint64_t, 32> exceptions;  ///< [vector]
 };
@@ -113,6 +119,9 @@ static_assert(offsetof(Mailbox, exec_calls) == KVMID_MB_EXEC_CALLS && offsetof(M
 static_assert(offsetof(Mailbox, turn) == KVMID_MB_TURN && offsetof(Mailbox, arg_msr) == KVMID_MB_ARG_MSR);
 static_assert(offsetof(Mailbox, arg_xcr0) == KVMID_MB_ARG_XCR0 && offsetof(Mailbox, cpuid) == KVMID_MB_CPUID_EAX);
 static_assert(offsetof(Mailbox, sse) == KVMID_MB_SSE && offsetof(Mailbox, rom) == KVMID_MB_ROM);
+static_assert(offsetof(Mailbox, arg_hammer_calls) == KVMID_MB_ARG_HAMMER_CALLS);
+static_assert(offsetof(Mailbox, hammer_gpa) == KVMID_MB_HAMMER_GPA);
+static_assert(offsetof(Mailbox, hammer_hits) == KVMID_MB_HAMMER_HITS);
 static_assert(offsetof(Mailbox, done) == KVMID_MB_DONE && offsetof(Mailbox, exceptions) == KVMID_MB_EXCEPTIONS);
 
 static_assert(offsetof(Mailbox, user_syscalls) == KVMID_MB_USER_SYSCALLS);
@@ -126,6 +135,7 @@ inline constexpr Gpa kSmram{KVMID_GUEST_SMRAM_GPA};
 inline constexpr std::uint64_t kRootA = KVMID_GUEST_ROOT_A_GPA;  ///< value of CR3
 inline constexpr std::uint64_t kRootB = KVMID_GUEST_ROOT_B_GPA;  ///< value of CR3
 inline constexpr std::uint64_t kHypercallNumber = KVMID_GUEST_HYPERCALL;
+inline constexpr std::size_t kHammerInsnBytes = KVMID_GUEST_HAMMER_INSN_BYTES;
 inline constexpr std::uint64_t kExecValue = KVMID_GUEST_EXEC_VALUE;
 
 /// Where a vCPU's mailbox is.

@@ -40,6 +40,7 @@
 #define KVMID_GUEST_WINDOW_A_VALUE 0xa1
 #define KVMID_GUEST_WINDOW_B_VALUE 0xb2
 #define KVMID_GUEST_EXEC_VALUE 0x5eed     /* what the function on the exec page returns */
+#define KVMID_GUEST_HAMMER_INSN_BYTES 9
 #define KVMID_GUEST_HYPERCALL 0x4b560001  /* number in RAX of the guest's hypercall */
 
 /* ---- what a vCPU does in a round: the word at KVMID_MB_MODE ---- */
@@ -72,7 +73,8 @@
 #define KVMID_MODE_STEP 26   /* five instructions with RFLAGS.TF */
 #define KVMID_MODE_DEBUG 27  /* one instruction with a breakpoint of DR0 on it */
 #define KVMID_MODE_COPY 28   /* REP MOVSB of 8 bytes, from the protected page to `copied` */
-#define KVMID_MODE_COUNT 29
+#define KVMID_MODE_HAMMER 29 /* hammer_target() until hammer_calls is arg_hammer_calls, without HLT */
+#define KVMID_MODE_COUNT 30
 
 /* ---- fields ---- */
 #define KVMID_MB_MAGIC 0x00         /* KVMID_MB_MAGIC_VALUE once the vCPU is in its loop */
@@ -110,6 +112,7 @@
 #define KVMID_MB_ARG_MSR 0x100      /* written by tests: number of MODE_MSR; at first 0x176 */
 #define KVMID_MB_ARG_MSR_VALUE 0x108 /* written by tests */
 #define KVMID_MB_ARG_PF_ADDRESS 0x110 /* written by tests; at first 0x7fff0000dead */
+#define KVMID_MB_ARG_HAMMER_CALLS 0x118 /* written by tests: calls there shall have been, in all; at first 0 */
 #define KVMID_MB_ARG_XCR0 0x140     /* written by tests; 0: 1 and 3 in turn */
 #define KVMID_MB_ARG_CPUID_FUNCTION 0x148 /* written by tests */
 #define KVMID_MB_ARG_CPUID_INDEX 0x150    /* written by tests */
@@ -124,6 +127,10 @@
 #define KVMID_MB_SSE 0x1b0          /* XMM5, 16 bytes */
 #define KVMID_MB_X87 0x1c0          /* ST(0) as a double */
 #define KVMID_MB_ROM 0x1c8          /* loaded from the ROM page after the store */
+#define KVMID_MB_HAMMER_GPA 0x1d0   /* of hammer_target's first instruction, KVMID_GUEST_HAMMER_INSN_BYTES long */
+#define KVMID_MB_HAMMER_GVA 0x1d8
+#define KVMID_MB_HAMMER_CALLS 0x1e0 /* that have returned, counted by the caller in a register */
+#define KVMID_MB_HAMMER_HITS 0x1e8  /* counted in memory by that instruction */
 #define KVMID_MB_DONE 0x200         /* [KVMID_MODE_*]: actions finished */
 #define KVMID_MB_EXCEPTIONS 0x400   /* [vector], 32 of them: times that handler ran */
 

@@ -1,26 +1,49 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "hypervisor/server/commands.h"
 
-#include <array>
-#include <cstdio>
 #include <span>
 
 #include "arch/x86/control_registers.h"
+#include "hypervisor/server/hex.h"
 #include "hypervisor/server/session.h"
 
 namespace kvmid::hypervisor {
 
 namespace {
 
-std::string hex(std::uint64_t value) {
-  std::array<char, 20> text{};
-  std::snprintf(text.data(), text.size(), "0x%llx", static_cast<unsigned long long>(value));
-  return text.data();
-}
-
 Done check_rights_space(AddressSpace space) {
   if (space == AddressSpace::Normal) return {};
   return Refusal{ErrorCode::NotSupported, "page rights exist in address space 0 only, not in 1 (SMM)"};
+}
+
+/// Everything about a write that can be said without a look at the guest.
+Done check_write(const WritePhysical& command) {
+  constexpr unsigned kFlags = KVMI_WRITE_COOKIE | KVMI_WRITE_EXPECT | KVMI_WRITE_PATCH | KVMI_WRITE_UNPATCH;
+  constexpr unsigned kPatchFlags = KVMI_WRITE_PATCH | KVMI_WRITE_UNPATCH;
+  const std::size_t size = command.data.size();
+  const auto invalid = [](std::string text) { return Refusal{ErrorCode::Invalid, std::move(text)}; };
+  if ((command.flags & ~kFlags) != 0) return invalid("unknown flags " + hex(command.flags & ~kFlags));
+  if ((command.flags & kPatchFlags) == kPatchFlags) return invalid("PATCH and UNPATCH at once");
+  if ((command.flags & KVMI_WRITE_COOKIE) == 0 && command.cookie != 0) return invalid("a cookie without its flag");
+  if (size == 0) return invalid("a range of 0 bytes");
+  if ((command.flags & KVMI_WRITE_EXPECT) != 0 && command.expected.size() != size) {
+    return invalid(std::to_string(command.expected.size()) + " bytes are expected in a range of " +
+                   std::to_string(size));
+  }
+  const bool patch = (command.flags & kPatchFlags) != 0;
+  if (patch && size > KVMI_PATCH_BYTES_MAX) {
+    return invalid("a patch has at most " + std::to_string(KVMI_PATCH_BYTES_MAX) + " bytes, not " +
+                   std::to_string(size));
+  }
+  if (patch && command.gpa.value % kPageSize + size > kPageSize) {
+    return invalid("a patch lies within a page, not at GPA " + hex(command.gpa.value) + " with " +
+                   std::to_string(size) + " bytes");
+  }
+  if ((command.flags & KVMI_WRITE_COOKIE) != 0) return Refusal{ErrorCode::NotSupported, "cookies are kept by kvmid"};
+  if (patch && command.space != AddressSpace::Normal) {
+    return Refusal{ErrorCode::NotSupported, "patches exist in address space 0 only, not in 1 (SMM)"};
+  }
+  return {};
 }
 
 std::string event_names(std::uint64_t bits) {
@@ -48,6 +71,9 @@ CommandReply CommandServer::serve(const Command& command) {
   reply.error = outcome.error().code;
   text_ = outcome.error().text;
   reply.text = text_;
+  if (reply.error == ErrorCode::Stale && std::holds_alternative<WritePhysical>(command)) {
+    reply.body = WritePhysicalReply{};
+  }
   return reply;
 }
 
@@ -231,8 +257,7 @@ CommandServer::Outcome CommandServer::run(const ReadPhysical& command) {
     const auto range = command.ranges[i];
     const std::size_t at = data_.size();
     data_.resize(at + range.size);
-    if (const auto done = backend_.read_physical(command.space, Gpa{range.gpa}, std::span(data_).subspan(at));
-        !done) {
+    if (const auto done = patches_.read(command.space, Gpa{range.gpa}, std::span(data_).subspan(at)); !done) {
       return done.error();
     }
   }
@@ -242,12 +267,24 @@ CommandServer::Outcome CommandServer::run(const ReadPhysical& command) {
 }
 
 CommandServer::Outcome CommandServer::run(const WritePhysical& command) {
-  if (command.flags != 0) {
-    return Refusal{ErrorCode::NotSupported, "cookies, expected bytes and patches are kvmid's business: flags " +
-                                                hex(command.flags) + " are not served by a hypervisor"};
+  const bool expects = (command.flags & KVMI_WRITE_EXPECT) != 0;
+  const bool patches = (command.flags & KVMI_WRITE_PATCH) != 0, unpatches = (command.flags & KVMI_WRITE_UNPATCH) != 0;
+  const std::size_t size = command.data.size();
+  if (const auto ok = check_write(command); !ok) return ok.error();
+  if (const auto ok = check_memory(command.space, command.gpa, size); !ok) return ok.error();
+  if (patches) {
+    if (const auto ok = patches_.may_place(command.gpa, size); !ok) return ok.error();
   }
-  if (const auto ok = check_memory(command.space, command.gpa, command.data.size()); !ok) return ok.error();
-  if (const auto done = backend_.write_physical(command.space, command.gpa, command.data); !done) return done.error();
+  if (unpatches) {
+    if (const auto ok = patches_.is_placed(command.gpa, size); !ok) return ok.error();
+  }
+  if (expects) {
+    if (const auto ok = patches_.expect(command.space, command.gpa, command.expected); !ok) return ok.error();
+  }
+  const auto done = patches     ? patches_.place(command.gpa, command.data)
+                    : unpatches ? patches_.take_off(command.gpa, size)
+                                : patches_.write(command.space, command.gpa, command.data);
+  if (!done) return done.error();
   return ReplyBody{WritePhysicalReply{}};
 }
 

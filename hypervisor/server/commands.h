@@ -13,12 +13,14 @@
 #include <vector>
 
 #include "hypervisor/server/guest_backend.h"
+#include "hypervisor/server/patches.h"
 
 namespace kvmid::hypervisor {
 
 class CommandServer {
  public:
-  explicit CommandServer(GuestBackend& backend) : backend_(backend) {}
+  /// `patches` are those of the connection, over the memory of `backend`.
+  CommandServer(GuestBackend& backend, Patches& patches) : backend_(backend), patches_(patches) {}
   [[nodiscard]] CommandReply serve(const Command& command);
 
  private:
@@ -65,6 +67,7 @@ class CommandServer {
   [[nodiscard]] Done check_memory(AddressSpace space, Gpa gpa, std::uint64_t bytes) const;
 
   GuestBackend& backend_;
+  Patches& patches_;
   std::string text_;
   std::vector<std::byte> data_;
   std::vector<kvmi_x86_msr> msrs_;

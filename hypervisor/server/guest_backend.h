@@ -116,8 +116,9 @@ class GuestBackend {
 
   /// The answer to the event that a vCPU raised. REQUIRES: it waits for just this kind, and takes this action.
   virtual void answer(const EventReply& reply) = 0;
-  /// Nobody watches any more: hooks() cleared, waiting vCPUs go on as by ALLOW, page rights as the guest has them,
-  /// pauses and injections that were asked for are forgotten.
+  /// Nobody watches any more: hooks() cleared, page rights as the guest has them, pauses and injections that were asked
+  /// for are forgotten, waiting vCPUs go on as by ALLOW. One that waits in a BREAKPOINT event goes on as by RETRY: its
+  /// INT3 may have been a patch, which is off by now, and the guest's own comes again.
   virtual void unhook() = 0;
 
  protected:

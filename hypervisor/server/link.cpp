@@ -173,7 +173,10 @@ void Link::read_frames(Clock::time_point now) {
     if (would_block()) return;
     return lose(errno_text("receive"), now);
   }
-  if (const auto error = session_->received(static_cast<std::size_t>(n))) return lose("bad message: " + *error, now);
+  in_session_ = true;
+  const auto error = session_->received(static_cast<std::size_t>(n));
+  in_session_ = false;
+  if (error) return lose("bad message: " + *error, now);
   flush(now);
 }
 
@@ -190,7 +193,10 @@ void Link::flush(Clock::time_point now) {
       session_->sent(static_cast<std::size_t>(n));
     }
     // Commands that were left while the outbox was full.
-    if (const auto error = session_->resume()) return lose("bad message: " + *error, now);
+    in_session_ = true;
+    const auto error = session_->resume();
+    in_session_ = false;
+    if (error) return lose("bad message: " + *error, now);
     if (session_->outbox().empty()) return;
   }
 }
@@ -204,7 +210,8 @@ void Link::raise(const Event& event) {
     return;
   }
   session_->raise(event);
-  flush(Clock::now());
+  // An answer that raises the next event: whoever called the session sends it, and may lose the session only then.
+  if (!in_session_) flush(Clock::now());
 }
 
 void Link::lose(const std::string& reason, Clock::time_point now) {
@@ -213,7 +220,7 @@ void Link::lose(const std::string& reason, Clock::time_point now) {
   if (fd_ >= 0) ::close(fd_);
   fd_ = -1;
   state_ = State::Idle;
-  session_.reset();
+  session_.reset();  // takes the patches off, before any vCPU goes on
   if (served) backend_.unhook();
   if (address_ && !held_) next_dial_ = now + backoff_.next();
   if (reason == logged_error_) return;

@@ -87,6 +87,7 @@ class Link final : public EventSink {
   Clock::time_point greeting_ends_{};
   ByteBuffer greeting_in_;
   std::unique_ptr<Session> session_;
+  bool in_session_ = false;  ///< session_ is serving what was received
   std::uint64_t connections_ = 0;
   std::string last_error_;
   bool held_ = false;  ///< between unhook() and resume()

@@ -8,7 +8,8 @@
 
 namespace kvmid::hypervisor {
 
-Session::Session(GuestBackend& backend) : backend_(backend), open_events_(backend.facts().vcpu_count) {}
+Session::Session(GuestBackend& backend)
+    : backend_(backend), patches_(backend), open_events_(backend.facts().vcpu_count) {}
 
 std::optional<std::string> Session::received(std::size_t n) {
   parser_.commit(n);
@@ -61,7 +62,7 @@ std::optional<std::string> Session::serve(const Frame& frame) {
 }
 
 void Session::serve_command(const Command& command, Seq seq) {
-  CommandServer server(backend_);
+  CommandServer server(backend_, patches_);
   CommandReply reply = server.serve(command);
   dialect_.encode(reply, seq, outbox_);
 }

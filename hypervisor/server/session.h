@@ -11,7 +11,8 @@
 /// Bounds:   one event per vCPU is open at a time; wants_input() is false while more than kOutboxHigh bytes wait, so
 ///           commands are taken no faster than their replies are read.
 /// Threads:  none of its own.
-/// Lifetime: `backend` outlives the session. Whoever drops a session calls backend.unhook().
+/// Lifetime: `backend` outlives the session. The end of a session takes its patches off; whoever drops it calls
+///           backend.unhook() then, which lets the vCPUs go on.
 
 #include <cstddef>
 #include <cstdint>
@@ -21,6 +22,7 @@
 #include <vector>
 
 #include "hypervisor/server/guest_backend.h"
+#include "hypervisor/server/patches.h"
 #include "protocol/dialect_kvmi2.h"
 #include "protocol/frame_parser.h"
 
@@ -72,6 +74,7 @@ class Session final : public EventSink {
   std::optional<std::string> serve_reply(const EventReply& reply, Seq seq);
 
   GuestBackend& backend_;
+  Patches patches_;
   DialectKvmi2 dialect_;
   FrameParser parser_;
   ByteBuffer outbox_;

@@ -2,14 +2,13 @@
 //
 // Commands about the state of a processor beyond its registers, about the memory map, and about the guest as a whole.
 
-#include <array>
-#include <cstdio>
 #include <span>
 #include <string>
 
 #include "arch/x86/page_walk.h"
 #include "arch/x86/registers.h"
 #include "hypervisor/server/commands.h"
+#include "hypervisor/server/hex.h"
 
 namespace kvmid::hypervisor {
 
@@ -27,7 +26,8 @@ CommandServer::Outcome CommandServer::run(const GetCpuid& command) {
   return ReplyBody{*leaf};
 }
 
-// Any backend can do it: its registers say where the tables are, and its memory holds them.
+// Any backend can do it: its registers say where the tables are, and its memory holds them - with the patches over it,
+// as the processor finds them.
 CommandServer::Outcome CommandServer::run(const TranslateGva& command) {
   if (!is_vcpu(command.vcpu)) return no_such_vcpu(command.vcpu);
   const auto state = backend_.registers(command.vcpu);
@@ -44,9 +44,7 @@ CommandServer::Outcome CommandServer::run(const TranslateGva& command) {
   };
   const auto found = x86::translate(x86::paging_state(state->regs, state->sregs), command.gva, read, cpu);
   if (!found) {
-    std::array<char, 24> gva{};
-    std::snprintf(gva.data(), gva.size(), "0x%llx", static_cast<unsigned long long>(command.gva.value));
-    return Refusal{ErrorCode::Fault, std::string("GVA ") + gva.data() + " is not mapped: " +
+    return Refusal{ErrorCode::Fault, "GVA " + hex(command.gva.value) + " is not mapped: " +
                                          std::string(x86::text_of(found.error().cause))};
   }
   return ReplyBody{TranslateGvaReply{found->gpa, found->page_bytes, found->rights(), found->user}};

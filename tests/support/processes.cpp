@@ -196,6 +196,27 @@ void Guest::do_times(GuestMode mode, std::uint64_t times, unsigned vcpu, Millis 
   }
 }
 
+void Guest::hammer(std::uint64_t calls) const {
+  for (unsigned vcpu = 0; vcpu < options_.vcpus; ++vcpu) {
+    set_field(offsetof(Mailbox, arg_hammer_calls), mailbox(vcpu).arg_hammer_calls + calls, vcpu);
+    set_mode(GuestMode::Hammer, vcpu);
+  }
+}
+
+bool Guest::hammered() const {
+  for (unsigned vcpu = 0; vcpu < options_.vcpus; ++vcpu) {
+    const Mailbox box = mailbox(vcpu);
+    if (box.hammer_calls < box.arg_hammer_calls) return false;
+  }
+  return true;
+}
+
+void Guest::wait_hammered(Millis bound) const {
+  if (!wait_until([&] { return hammered(); }, bound)) {
+    throw TestError("the vCPUs of " + options_.name + " do not finish their calls\n" + process_.tail());
+  }
+}
+
 bool is_online(const std::string& agent_socket, const Uuid& guest) {
   auto control = connect_control(agent_socket);
   if (!control) return false;

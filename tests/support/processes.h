@@ -99,6 +99,11 @@ class Guest {
   void wait_rounds(std::uint64_t more, unsigned vcpu = 0, Millis bound = kBound) const;
   /// Sets the mode and waits until the vCPU finished `times` of it. TestError when it does not.
   void do_times(GuestMode mode, std::uint64_t times, unsigned vcpu = 0, Millis bound = kBound) const;
+  /// Has every vCPU call hammer_target `calls` times more; wait_hammered() waits until all have. Where it is, and what
+  /// was counted: Mailbox::hammer_*.
+  void hammer(std::uint64_t calls) const;
+  [[nodiscard]] bool hammered() const;
+  void wait_hammered(Millis bound = kBound) const;
 
  private:
   std::string socket_;

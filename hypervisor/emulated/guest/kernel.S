@@ -72,6 +72,9 @@ tables_are_ready:
     movabs $0x7fff0000dead, %rax
     mov %rax, %gs:KVMID_MB_ARG_PF_ADDRESS
     movq $KVMID_MODE_CR3, %gs:KVMID_MB_TURN
+    lea hammer_target(%rip), %rax
+    mov %rax, %gs:KVMID_MB_HAMMER_GPA
+    mov %rax, %gs:KVMID_MB_HAMMER_GVA
     movabs $KVMID_MB_MAGIC_VALUE, %rax
     mov %rax, %gs:KVMID_MB_MAGIC
 
@@ -440,6 +443,26 @@ do_copy:
     rep movsb
     ret
 
+# One round makes all the calls that are missing, so that vCPUs meet in there. R13 counts.
+do_hammer:
+    mov %gs:KVMID_MB_HAMMER_CALLS, %r13
+1:  cmp %gs:KVMID_MB_ARG_HAMMER_CALLS, %r13
+    jae 2f
+    call hammer_target
+    inc %r13
+    mov %r13, %gs:KVMID_MB_HAMMER_CALLS
+    jmp 1b
+2:  ret
+
+# An instruction that is lost, or executed twice, shows in its count. Aligned: it does not cross a page.
+.balign 16
+hammer_target:
+    incq %gs:KVMID_MB_HAMMER_HITS
+.if . - hammer_target != KVMID_GUEST_HAMMER_INSN_BYTES
+.error "the first instruction of hammer_target has another length"
+.endif
+    ret
+
 .balign 8
 sse_one:
     .quad 1, 1
@@ -447,7 +470,7 @@ actions:
     .quad do_nothing, do_nothing, do_spin, do_cr3, do_cr4, do_cr0, do_lstar, do_msr, do_int3, do_vmcall
     .quad do_store, do_load, do_exec, do_ud, do_gp, do_pf, do_triple
     .quad do_xsetbv, do_gdt, do_idt, do_ldt, do_tr, do_cpuid, do_sse, do_rom
-    .quad do_user, do_step, do_debug, do_copy
+    .quad do_user, do_step, do_debug, do_copy, do_hammer
 tables_ready:
     .quad 0
 no_idt:

@@ -13,7 +13,8 @@ namespace {
 
 /// The error of a command, with its text checked for a word.
 ErrorCode refused(RecordingBackend& backend, const Command& command, const std::string& word) {
-  CommandServer server(backend);
+  Patches patches(backend);
+  CommandServer server(backend, patches);
   const CommandReply reply = server.serve(command);
   CAPTURE(std::string(reply.text), word);
   CHECK(reply.text.find(word) != std::string_view::npos);
@@ -23,7 +24,8 @@ ErrorCode refused(RecordingBackend& backend, const Command& command, const std::
 
 template <class T>
 T done(RecordingBackend& backend, const Command& command) {
-  CommandServer server(backend);
+  Patches patches(backend);
+  CommandServer server(backend, patches);
   const CommandReply reply = server.serve(command);
   CAPTURE(std::string(reply.text));
   REQUIRE(reply.error == ErrorCode::None);
@@ -64,7 +66,8 @@ TEST_CASE("GET_VERSION names what is served and no more", "[server]") {
   for (const auto& command : all) {
     CAPTURE(std::string(name_of(id_of(command))));
     const bool served = ((version.commands.bits >> static_cast<unsigned>(id_of(command))) & 1) != 0;
-    CommandServer server(backend);
+    Patches patches(backend);
+    CommandServer server(backend, patches);
     CHECK((server.serve(command).error != ErrorCode::NotServed) == served);
   }
 }
@@ -88,7 +91,8 @@ TEST_CASE("PAUSE_VCPU goes to one vCPU or to all", "[server]") {
 TEST_CASE("GET_REGISTERS with a list of MSRs", "[server]") {
   RecordingBackend backend;
   const std::vector<std::uint32_t> msrs = {0x10, 0xc0000082};
-  CommandServer server(backend);
+  Patches patches(backend);
+  CommandServer server(backend, patches);
   GetRegisters command;
   command.vcpu = VcpuId{1};
   command.msrs = std::span<const std::uint32_t>(msrs);
@@ -123,7 +127,8 @@ TEST_CASE("page rights are set as a whole or not at all", "[server]") {
 
   const std::vector<kvmi_page_access_entry> good = {page(0x1000, 2, KVMI_PAGE_ACCESS_R), page(0x3000, 1, 0)};
   done(backend, set_access(good));
-  CommandServer server(backend);
+  Patches patches(backend);
+  CommandServer server(backend, patches);
   const CommandReply reply = server.serve(GetPageAccess{Gpa{0}, 4, AddressSpace::Normal});
   const auto& entries = std::get<GetPageAccessReply>(reply.body).entries;
   REQUIRE(entries.size() == 3);
@@ -145,7 +150,8 @@ TEST_CASE("memory is read in ranges and written", "[server]") {
   const std::vector<kvmi_read_range> ranges = {{0x1000, 1, 0}, {0xffe, 2, 0}};
   ReadPhysical read;
   read.ranges = std::span<const kvmi_read_range>(ranges);
-  CommandServer server(backend);
+  Patches patches(backend);
+  CommandServer server(backend, patches);
   const CommandReply reply = server.serve(read);
   const auto& body = std::get<ReadPhysicalReply>(reply.body);
   REQUIRE(body.data.size() == 3);
@@ -163,7 +169,7 @@ TEST_CASE("memory is read in ranges and written", "[server]") {
   CHECK(one(0, 0, "0 bytes") == ErrorCode::Invalid);
   CHECK(refused(backend, ReadPhysical{}, "no ranges") == ErrorCode::Invalid);
   write.flags = KVMI_WRITE_COOKIE;
-  CHECK(refused(backend, write, "kvmid's business") == ErrorCode::NotSupported);
+  CHECK(refused(backend, write, "cookies are kept by kvmid") == ErrorCode::NotSupported);
   write.flags = 0;
   write.gpa = Gpa{0x3fff};
   CHECK(refused(backend, write, "0x4000") == ErrorCode::Fault);

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include <cstring>
+#include <utility>
 
 #include "hypervisor/server/link.h"
 #include "hypervisor/server/log.h"
@@ -60,6 +61,12 @@ class Daemon {
   void send(Bytes bytes) {
     REQUIRE(::send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL) == static_cast<ssize_t>(bytes.size()));
     link_.handle(POLLIN, Link::Clock::now());
+  }
+  /// Sends, and is gone before the link looks.
+  void send_and_hang_up(Bytes bytes) {
+    REQUIRE(::send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL) == static_cast<ssize_t>(bytes.size()));
+    hang_up();
+    link_.handle(POLLIN | POLLHUP, Link::Clock::now());
   }
   void accept() {
     receive();
@@ -191,6 +198,107 @@ TEST_CASE("garbage closes the connection and unhooks the guest", "[server][link]
   CHECK(backend.unhooked == 1);
   CHECK_FALSE(backend.hooks().watches(VcpuId{0}, EventKind::Cr));
   CHECK(daemon.receive().empty());
+}
+
+TEST_CASE("every patch is off before the vCPUs go on, whatever ends the connection", "[server][link][patches]") {
+  class WatchedBackend : public RecordingBackend {
+   public:
+    void unhook() override {
+      at_unhook = memory[0x20];
+      RecordingBackend::unhook();
+    }
+    std::byte at_unhook{0xcc};
+  } backend;
+  backend.memory[0x20] = std::byte{0x90};
+  {
+    Link link(backend, std::nullopt);
+    Daemon daemon(link);
+    daemon.accept();
+    const std::byte int3{0xcc};
+    WritePhysical patch;
+    patch.gpa = Gpa{0x20};
+    patch.flags = KVMI_WRITE_PATCH;
+    patch.data = Bytes(&int3, 1);
+    daemon.send(Command{patch}, 1);
+    daemon.receive();
+    REQUIRE(backend.memory[0x20] == int3);
+
+    SECTION("kvmid is gone") {
+      daemon.hang_up();
+      link.handle(POLLIN | POLLHUP, Link::Clock::now());
+    }
+    SECTION("kvmid breaks the protocol") { daemon.send(ByteBuffer(64, std::byte{0xff})); }
+    SECTION("the link is stopped") { link.stop("the test ends"); }
+    SECTION("the guest is let go") {
+      link.unhook(OffReason::Suspend, Link::Clock::now());
+      CHECK(backend.memory[0x20] == int3);
+      EventReply reply;
+      reply.vcpu = kAllVcpus;
+      reply.event = EventKind::Unhook;
+      daemon.send(reply, 1);
+    }
+    SECTION("kvmid does not let the guest go in time") {
+      const auto now = Link::Clock::now();
+      link.unhook(OffReason::Suspend, now);
+      link.handle(0, now + Link::kUnhookTime);
+    }
+    CHECK(backend.unhooked == 1);
+    CHECK(backend.at_unhook == std::byte{0x90});
+  }
+  CHECK(backend.memory[0x20] == std::byte{0x90});
+}
+
+TEST_CASE("a patch does not outlive a link that is dropped", "[server][link][patches]") {
+  RecordingBackend backend;
+  std::optional<Link> link(std::in_place, backend, std::nullopt);
+  Daemon daemon(*link);
+  daemon.accept();
+  const std::byte int3{0xcc};
+  WritePhysical patch;
+  patch.gpa = Gpa{0x20};
+  patch.flags = KVMI_WRITE_PATCH;
+  patch.data = Bytes(&int3, 1);
+  daemon.send(Command{patch}, 1);
+  REQUIRE(backend.memory[0x20] == int3);
+  link.reset();
+  CHECK(backend.memory[0x20] == std::byte{0});
+}
+
+TEST_CASE("a connection that is lost while a reply raises the next event is lost behind it", "[server][link]") {
+  class ChattyBackend : public RecordingBackend {
+   public:
+    void answer(const EventReply& reply) override {
+      RecordingBackend::answer(reply);
+      if (link == nullptr) return;
+      Event event;
+      event.actions = ActionSet{KVMI_ACTION_BIT(KVMI_ACTION_ALLOW)};
+      event.data = HypercallData{};
+      std::exchange(link, nullptr)->raise(event);
+      unhooked_within = unhooked;
+    }
+    Link* link = nullptr;
+    unsigned unhooked_within = 0;
+  } backend;
+  Link link(backend, std::nullopt);
+  Daemon daemon(link);
+  daemon.accept();
+  Event event;
+  event.actions = ActionSet{KVMI_ACTION_BIT(KVMI_ACTION_ALLOW)};
+  event.data = HypercallData{};
+  link.raise(event);
+  daemon.receive();
+  backend.link = &link;
+  EventReply reply;
+  reply.event = EventKind::Hypercall;
+  ByteBuffer bytes;
+  DialectKvmi2{}.encode(reply, Seq{1}, bytes);
+
+  daemon.send_and_hang_up(bytes);
+
+  CHECK(backend.answers.size() == 1);
+  CHECK(backend.unhooked_within == 0);
+  CHECK(backend.unhooked == 1);
+  CHECK(link.state() == Link::State::Idle);
 }
 
 TEST_CASE("a link that has an address dials again, later and later", "[server][link]") {

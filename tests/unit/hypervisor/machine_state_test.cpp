@@ -19,7 +19,8 @@ constexpr std::size_t kStAt = 32, kXmm5At = 160 + 5 * 16, kMxcsrAt = 24, kXstate
 
 template <class Body>
 Body served(ScriptedGuest& guest, const Command& command) {
-  hypervisor::CommandServer server(guest.machine());
+  hypervisor::Patches patches(guest.machine());
+  hypervisor::CommandServer server(guest.machine(), patches);
   const CommandReply reply = server.serve(command);
   CAPTURE(std::string(reply.text));
   REQUIRE(reply.error == ErrorCode::None);
@@ -27,7 +28,8 @@ Body served(ScriptedGuest& guest, const Command& command) {
 }
 
 ErrorCode refused(ScriptedGuest& guest, const Command& command, const std::string& word) {
-  hypervisor::CommandServer server(guest.machine());
+  hypervisor::Patches patches(guest.machine());
+  hypervisor::CommandServer server(guest.machine(), patches);
   const CommandReply reply = server.serve(command);
   CAPTURE(std::string(reply.text), word);
   CHECK(reply.text.find(word) != std::string_view::npos);
@@ -64,7 +66,8 @@ std::vector<std::byte> read_range(ScriptedGuest& guest, AddressSpace space, Gpa 
   ReadPhysical command;
   command.space = space;
   command.ranges = std::span<const kvmi_read_range>(&range, 1);
-  hypervisor::CommandServer server(guest.machine());
+  hypervisor::Patches patches(guest.machine());
+  hypervisor::CommandServer server(guest.machine(), patches);
   const CommandReply reply = server.serve(command);
   REQUIRE(reply.error == ErrorCode::None);
   const Bytes data = std::get<ReadPhysicalReply>(reply.body).data;
@@ -283,7 +286,8 @@ TEST_CASE("TRANSLATE_GVA walks the tables of the vCPU as they are", "[emulated][
 
 TEST_CASE("GET_MEMORY_MAP tells RAM, ROM and SMRAM", "[emulated][memory_map]") {
   ScriptedGuest guest;
-  hypervisor::CommandServer server(guest.machine());
+  hypervisor::Patches patches(guest.machine());
+  hypervisor::CommandServer server(guest.machine(), patches);
   const CommandReply reply = server.serve(GetMemoryMap{AddressSpace::Normal});
   const auto& slots = std::get<GetMemoryMapReply>(reply.body).slots;
   REQUIRE(slots.size() == 3);
@@ -298,7 +302,7 @@ TEST_CASE("GET_MEMORY_MAP tells RAM, ROM and SMRAM", "[emulated][memory_map]") {
   CHECK(slots[1].bytes == 4096);
   CHECK(end == guest.machine().facts().max_gpa);
 
-  hypervisor::CommandServer other(guest.machine());
+  hypervisor::CommandServer other(guest.machine(), patches);
   const CommandReply smm_reply = other.serve(GetMemoryMap{AddressSpace::Smm});
   const auto& smm = std::get<GetMemoryMapReply>(smm_reply.body).slots;
   REQUIRE(smm.size() == 1);

@@ -60,7 +60,8 @@ class StatefulBackend final : public RecordingBackend {
 };
 
 ErrorCode refused(GuestBackend& backend, const Command& command, const std::string& word) {
-  CommandServer server(backend);
+  Patches patches(backend);
+  CommandServer server(backend, patches);
   const CommandReply reply = server.serve(command);
   CAPTURE(std::string(reply.text), word);
   CHECK(reply.text.find(word) != std::string_view::npos);
@@ -70,7 +71,8 @@ ErrorCode refused(GuestBackend& backend, const Command& command, const std::stri
 
 template <class T>
 T done(GuestBackend& backend, const Command& command) {
-  CommandServer server(backend);
+  Patches patches(backend);
+  CommandServer server(backend, patches);
   const CommandReply reply = server.serve(command);
   CAPTURE(std::string(reply.text));
   REQUIRE(reply.error == ErrorCode::None);
