@@ -45,7 +45,7 @@ inline constexpr FilterField kFilterRip{KVMI_FILTER_REGISTER, 16};
 inline constexpr FilterField kFilterRflags{KVMI_FILTER_REGISTER, 17};
 
 /// Makes terms. Each call adds one, joined to the one before by "and", or by "or" where either() stands between.
-///   FilterTerms().equal(kFilterNumber, 3).masked(kFilterNewValue, 0xff, 1).either().in_range(kFilterRip, 0x1000, 0x1fff)
+///   FilterTerms().equal(kFilterNumber, 3).masked(kFilterNewValue, 0xff, 1).either().below(kFilterRip, 0x1000).terms()
 class FilterTerms {
  public:
   FilterTerms& equal(FilterField field, std::uint64_t value) { return add(field, KVMI_COMPARE_EQ, value); }

@@ -6,6 +6,7 @@
 #include <sstream>
 #include <string_view>
 
+#include "client/filter.h"
 #include "kvmictl/completion.h"
 #include "kvmictl/numbers.h"
 #include "protocol/message.h"
@@ -70,6 +71,7 @@ class Grammar {
     add_memory();
     add_pauses();
     add_daemon();
+    add_filters();
     completion_ = app_.add_subcommand("completion",
                                       "Print a completion script for a shell\n\n"
                                       "Example: kvmictl completion bash > /etc/bash_completion.d/kvmictl");
@@ -225,6 +227,19 @@ class Grammar {
     doctor->add_option("--config", out_.file, "Check this file; without it the one that kvmid runs with");
     doctor->add_option("--hypervisor-socket", out_.hypervisor_socket, "kvmid's hypervisor socket")
         ->envname("KVMID_HYPERVISOR_SOCKET");
+  }
+
+  void add_filters() {
+    CLI::App* filter = group("filter",
+                             "Filters, which keep events that an agent does not care for from it\n\n"
+                             "Example: kvmictl filter check \"cr: new & 1 == 0\"");
+    add("check", Subcommand::FilterCheck,
+        "Show a filter as kvmid would understand it, or where its text is wrong; asks no daemon\n\n" +
+            std::string(client::kFilterHelp) +
+            "\n\nExample: kvmictl filter check \"page_fault: access & w == w and gpa in 0x1000..0x4fff\"",
+        filter)
+        ->add_option("FILTER", out_.filter, "EVENT: COMPARISONS, in quotes")
+        ->required();
   }
 
   void take_typed() {

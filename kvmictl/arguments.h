@@ -45,6 +45,7 @@ enum class Subcommand {
   PolicyCheck,
   Reload,
   LogLevel,
+  FilterCheck,
   Doctor,
 };
 
@@ -80,6 +81,7 @@ struct Arguments {
   double interval_seconds = 1;
   PolicyQuestion policy;
   std::string level;
+  std::string filter;              ///< filter check: "EVENT: COMPARISONS"
   std::string hypervisor_socket;   ///< doctor; empty: beside the admin socket
   std::vector<std::string> needs;  ///< doctor: commands and events that a guest must have
 };

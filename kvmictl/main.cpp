@@ -12,6 +12,7 @@
 #include "kvmictl/arguments.h"
 #include "kvmictl/daemon_commands.h"
 #include "kvmictl/doctor.h"
+#include "kvmictl/filter_check.h"
 #include "kvmictl/guest_commands.h"
 #include "kvmictl/render.h"
 #include "kvmictl/table.h"
@@ -105,6 +106,8 @@ int run(const Arguments& arguments) {
       return reload(arguments);
     case Subcommand::LogLevel:
       return log_level(arguments);
+    case Subcommand::FilterCheck:
+      return filter_check(arguments);
     case Subcommand::Doctor:
       return doctor(arguments);
     case Subcommand::Pause:

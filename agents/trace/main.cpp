@@ -9,6 +9,7 @@
 
 #include "client/agent_loop.h"
 #include "client/event_text.h"
+#include "client/filter.h"
 
 using namespace kvmid;
 using namespace kvmid::client;
@@ -22,6 +23,7 @@ struct Options {
   std::vector<unsigned> crs{0, 3, 4};
   std::vector<std::uint64_t> pages;
   std::vector<std::uint16_t> stepped;
+  std::vector<EventFilter> filters;  ///< at most one of each kind
   std::uint64_t count = 0;
   bool json = false, wait = false;
 };
@@ -73,6 +75,10 @@ class Trace {
     }
     for (const auto vcpu : options_.stepped) {
       if (auto done = client.control_singlestep(VcpuId{vcpu}, true); !done) return done;
+    }
+    // Before the events, so that none comes that the filter would have kept away.
+    for (const auto& filter : options_.filters) {
+      if (auto done = client.set_filter(kAllVcpus, filter.event, Action::Allow, filter.terms); !done) return done;
     }
     const auto enabled = client.subscribe(wanted, Role::Observer);
     if (!enabled) return enabled.error();
@@ -131,6 +137,22 @@ class Trace {
   std::optional<Seq> last_;
 };
 
+Result<std::vector<EventFilter>, ClientError> read_filters(const std::vector<std::string>& texts, EventSet kinds) {
+  const auto bad = [](std::string text) { return ClientError{ClientErrc::BadArgument, {}, std::move(text)}; };
+  std::vector<EventFilter> out;
+  EventSet filtered;
+  for (const auto& text : texts) {
+    auto filter = parse_event_filter(text);
+    if (!filter) return bad(describe(filter.error(), text));
+    const std::string event(name_of(filter->event));
+    if (!kinds.has(filter->event)) return bad("--kinds leaves " + event + " out");
+    if (filtered.has(filter->event)) return bad("there are two filters for " + event + "; join them with or");
+    filtered.add(filter->event);
+    out.push_back(std::move(*filter));
+  }
+  return out;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -140,7 +162,8 @@ int main(int argc, char** argv) {
   options.connect.name = "kvmi-trace";
   CLI::App app{
       "Prints the events of a guest, through kvmid. It observes: the guest never waits for it.\n\n"
-      "Example: kvmi-trace --guest web1 --kinds cr,msr --outcomes --count 20\n\n"
+      "Example: kvmi-trace --guest web1 --kinds cr,msr --outcomes --count 20\n"
+      "         kvmi-trace --guest web1 --kinds cr --filter \"cr: cr == 4 and changed & 0x100000 != 0\"\n\n"
       "Exit codes: 0 stopped, 1 failed, 2 usage, 3 kvmid not reachable, 4 no such guest, 5 refused by policy,\n"
       "6 not supported by this hypervisor, 7 timeout"};
   app.add_option("--socket", options.connect.socket, "kvmid's agent socket (KVMID_AGENT_SOCKET): path or cid:port")
@@ -153,6 +176,12 @@ int main(int argc, char** argv) {
   app.add_option("--msrs", options.msrs, "MSR numbers to watch (LSTAR)")->delimiter(',');
   app.add_option("--pages", options.pages, "Pages whose accesses are watched, by guest physical address")->delimiter(',');
   app.add_option("--step", options.stepped, "vCPUs whose every instruction is told (kind singlestep)")->delimiter(',');
+  std::vector<std::string> filters;
+  app.add_option("--filter", filters,
+                 "Of the events of one kind only those that match; kvmid allows the others without telling. May stand\n"
+                 "once for each kind: " +
+                     std::string(kFilterHelp) + "\n`kvmictl filter check` shows how one is understood")
+      ->take_all();
   app.add_option("--count", options.count, "Stop after N events");
   app.add_flag("--outcomes", options.connect.outcomes, "Also print how each event was decided, and by whom");
   app.add_flag("--wait", options.wait, "Wait for kvmid and the guest, and connect again when they go");
@@ -167,5 +196,11 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "kvmi-trace: %s\n", kinds.error().text.c_str());
     return 2;
   }
+  auto read = read_filters(filters, *kinds);
+  if (!read) {
+    std::fprintf(stderr, "kvmi-trace: --filter: %s\n", read.error().text.c_str());
+    return 2;
+  }
+  options.filters = std::move(*read);
   return Trace(options, *kinds).run();
 }

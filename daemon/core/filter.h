@@ -74,8 +74,8 @@ class Filter {
 /// The filters of a guest's agents.
 ///
 /// Purpose:  finds the filter of an agent for an event, at no cost worth naming while nobody filters.
-/// Shapes:   for each vCPU and event kind the set of agents that filter, and for each vCPU its filters, sorted. A filter
-///           set for every vCPU is one object that all of them share, and counts once.
+/// Shapes:   for each vCPU and event kind the set of agents that filter, and for each vCPU its filters, sorted.
+///           A filter set for every vCPU is one object that all of them share, and counts once.
 /// Errors:   none: callers check vCPUs against vcpu_count() and filters_kept() against the quota.
 /// Threads:  none of its own. Lookups allocate nothing.
 class FilterTable {

@@ -42,6 +42,8 @@ TEST_CASE("each subcommand is told apart", "[kvmictl]") {
   CHECK(good({"reload"}).subcommand == Subcommand::Reload);
   CHECK(good({"log-level", "debug"}).subcommand == Subcommand::LogLevel);
   CHECK(good({"doctor"}).subcommand == Subcommand::Doctor);
+  CHECK(good({"filter", "check", "cr: cr == 3"}).subcommand == Subcommand::FilterCheck);
+  CHECK(good({"filter", "check", "cr: cr == 3"}).filter == "cr: cr == 3");
 }
 
 TEST_CASE("options of all subcommands may stand before or behind", "[kvmictl]") {
