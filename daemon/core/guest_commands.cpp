@@ -46,9 +46,10 @@ std::optional<Refusal> GuestMachine::refusal_of(AgentSlot slot, const Command& c
   if (!agent.grant.commands.has(id)) return Refusal{ErrorCode::NotPermitted, "policy does not allow this command"};
   if (link_ != Link::Up || stopping_ || unhook_)
     return Refusal{ErrorCode::NoDevice, "the hypervisor of this guest is not connected"};
-  if (id == CommandId::GrantMemory || id == CommandId::SetFilter)
+  if (id == CommandId::GrantMemory)
     return Refusal{ErrorCode::NotServed, "this kvmid does not serve the command; it is not in the mask of GET_VERSION"};
-  if (!version_.commands.has(id)) return Refusal{ErrorCode::NotSupported, kNotSupported};
+  const bool own = id == CommandId::SetFilter;  // served here, whatever the hypervisor has
+  if (!own && !version_.commands.has(id)) return Refusal{ErrorCode::NotSupported, kNotSupported};
   if (const auto named = vcpu_of(command))
     if (named->vcpu.value >= vcpus_.size() && !(named->all && named->vcpu == kAllVcpus))
       return Refusal{ErrorCode::Invalid, "no such vCPU"};
@@ -71,6 +72,7 @@ std::optional<Refusal> GuestMachine::refusal_of(AgentSlot slot, const Command& c
       if (pauses_[vcpu.value].counts[slot] + machine.owed(slot) >= kPausesMax)
         refusal = Refusal{ErrorCode::Busy, "too many pauses of this vCPU are not replied to"};
     });
+  if (const auto* write = std::get_if<WritePhysical>(&command)) refusal = refusal_of_write(agent.grant, *write);
   if (const auto* inject = std::get_if<InjectException>(&command)) {
     const kvmi_inject_exception request{inject->vcpu.value, inject->vector, std::uint8_t{inject->has_error_code},
                                         inject->error_code, inject->address};
@@ -119,6 +121,7 @@ void GuestMachine::command_arrived(AgentSlot slot, Seq seq, const Command& comma
             answer(slot, seq, {id, {}, {}, facts_}, out);
           },
           [&](const GetPageAccess& c) { answer_page_access(slot, seq, c, out); },
+          [&](const SetFilter& c) { set_filter(slot, seq, c, out); },
           [&](const SetRegisters& c) { stage_registers(slot, seq, c, out); },
           [&](const SetXsave& c) { stage_xsave(slot, seq, c, out); },
           [&](const GetRegisters& c) { forward_registers(slot, seq, c, now, out); },
@@ -147,9 +150,9 @@ void GuestMachine::answer(AgentSlot slot, Seq seq, CommandReply reply, Effects& 
 }
 
 void GuestMachine::refuse(AgentSlot slot, Seq seq, std::uint16_t id, ErrorCode error, std::string_view text,
-                          Effects& out) {
+                          Effects& out, const ReplyBody& body) {
   ++counters_.commands_refused;
-  answer(slot, seq, CommandReply{id, error, text, {}}, out);
+  answer(slot, seq, CommandReply{id, error, text, body}, out);
   out.emplace_back(Report{.fact = Fact::CommandRefused,
                           .agent = agents_[slot].id,
                           .seq = seq,
@@ -158,23 +161,32 @@ void GuestMachine::refuse(AgentSlot slot, Seq seq, std::uint16_t id, ErrorCode e
                           .text = text});
 }
 
-/// `tag`: what the size of the answer is checked against.
-void GuestMachine::forward(AgentSlot slot, Seq seq, const Command& command, VcpuId vcpu, std::uint32_t tag,
-                           TimePoint now, Effects& out) {
+/// `tag`: what the size of the answer is checked against. False: it was refused.
+bool GuestMachine::forward(AgentSlot slot, Seq seq, const Command& command, VcpuId vcpu, std::uint32_t tag,
+                           TimePoint now, Effects& out, std::uint64_t cookie) {
   const CommandId id = id_of(command);
   Agent& agent = agents_[slot];
-  if (!agent.requests.charge(1))
-    return refuse(slot, seq, static_cast<std::uint16_t>(id), ErrorCode::Busy,
-                  "quota of open commands (requests) is used up", out);
-  const OpenCommand open{
-      .id = id, .purpose = Purpose::Agent, .slot = slot, .agent = agent.id, .agent_seq = seq, .vcpu = vcpu, .tag = tag};
+  if (!agent.requests.charge(1)) {
+    refuse(slot, seq, static_cast<std::uint16_t>(id), ErrorCode::Busy, "quota of open commands (requests) is used up",
+           out);
+    return false;
+  }
+  const OpenCommand open{.id = id,
+                         .purpose = Purpose::Agent,
+                         .slot = slot,
+                         .agent = agent.id,
+                         .agent_seq = seq,
+                         .vcpu = vcpu,
+                         .tag = tag,
+                         .cookie = cookie};
   if (ledger_.size() >= kOpenForAgentsMax || !send_command(command, open, now, out)) {
     agent.requests.release(1);
-    return refuse(slot, seq, static_cast<std::uint16_t>(id), ErrorCode::Busy, "the guest has too many open commands",
-                  out);
+    refuse(slot, seq, static_cast<std::uint16_t>(id), ErrorCode::Busy, "the guest has too many open commands", out);
+    return false;
   }
   ++counters_.commands_forwarded;
   report_granted(slot, seq, command, out);
+  return true;
 }
 
 /// Commands that do not change the guest are nobody's business.
@@ -219,14 +231,56 @@ void GuestMachine::forward_read(AgentSlot slot, Seq seq, const ReadPhysical& com
   for (std::size_t i = 0; i < command.ranges.size(); ++i) total += command.ranges[i].size;
   if (total > KVMI_MAX_PAYLOAD - sizeof(kvmi_error) - sizeof(kvmi_read_physical_reply))
     return refuse(slot, seq, KVMI_MSG_READ_PHYSICAL, ErrorCode::TooBig, "the ranges are larger than one message", out);
-  forward(slot, seq, command, VcpuId{}, static_cast<std::uint32_t>(total), now, out);
+  // Whatever is sent behind it changes more than it has seen; the hypervisor serves commands in their order.
+  forward(slot, seq, command, VcpuId{}, static_cast<std::uint32_t>(total), now, out,
+          generations(command.space).current());
 }
 
+/// Check and write are one step: what is sent now is done before anything that is sent later.
 void GuestMachine::forward_write(AgentSlot slot, Seq seq, const WritePhysical& command, TimePoint now, Effects& out) {
-  if (command.flags != 0)
-    return refuse(slot, seq, KVMI_MSG_WRITE_PHYSICAL, ErrorCode::NotSupported,
-                  "this kvmid keeps no cookies, expectations or patches: write without flags", out);
-  forward(slot, seq, command, VcpuId{}, 0, now, out);
+  if ((command.flags & (KVMI_WRITE_PATCH | KVMI_WRITE_UNPATCH)) != 0) return queue_wish(slot, seq, command, now, out);
+  Generations& memory = generations(command.space);
+  if (const auto refusal = refusal_of_cookie(command))
+    return refuse(slot, seq, KVMI_MSG_WRITE_PHYSICAL, refusal->error, refusal->text, out,
+                  WritePhysicalReply{memory.current()});
+  WritePhysical down = command;
+  down.flags = static_cast<std::uint16_t>(down.flags & ~unsigned{KVMI_WRITE_COOKIE});
+  down.cookie = 0;
+  // The generation that this write makes. A write that the hypervisor refuses has made one too: that is a false
+  // conflict for others, never a missed one.
+  const auto tag = static_cast<std::uint32_t>(command.space);
+  if (forward(slot, seq, down, VcpuId{}, tag, now, out, memory.current() + 1))
+    memory.change(command.gpa, command.data.size());
+}
+
+/// Something of the range has changed since the cookie was given.
+std::optional<Refusal> GuestMachine::refusal_of_cookie(const WritePhysical& command) const {
+  if ((command.flags & KVMI_WRITE_COOKIE) == 0) return std::nullopt;
+  if (generations(command.space).is_unchanged(command.gpa, command.data.size(), command.cookie)) return std::nullopt;
+  return Refusal{ErrorCode::Stale, "memory of that range has changed since the cookie was given"};
+}
+
+/// Events that do not match are answered here from now on, and the agent is not told of them.
+void GuestMachine::set_filter(AgentSlot slot, Seq seq, const SetFilter& command, Effects& out) {
+  const auto refused = [&](ErrorCode error, std::string_view text) {
+    refuse(slot, seq, KVMI_MSG_SET_FILTER, error, text, out);
+  };
+  std::shared_ptr<const Filter> filter;
+  if (!command.terms.empty()) {
+    const Quota& quota = agents_[slot].grant.quota;
+    auto made = Filter::make(command.event, command.action, command.terms);
+    if (!made) {
+      reply_text_ = describe(made.error());
+      return refused(made.error().error, reply_text_);
+    }
+    if (!agents_[slot].grant.events.has(command.event))
+      return refused(ErrorCode::NotPermitted, "policy does not allow this event");
+    if (filters_.filters_kept(command.vcpu, slot, command.event) >= quota.filters_max)
+      return refused(ErrorCode::Busy, "quota of filters (filters) is used up");
+    filter = std::make_shared<const Filter>(std::move(*made));
+  }
+  filters_.set(command.vcpu, slot, command.event, filter);
+  answer(slot, seq, {KVMI_MSG_SET_FILTER, {}, {}, {}}, out);
 }
 
 /// A vCPU is changed during an event that the agent decides: kept, and loaded just before the merged reply if its word

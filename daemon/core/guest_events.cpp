@@ -15,8 +15,10 @@ std::uint32_t to_us(std::chrono::milliseconds time) {
 }
 
 /// What a reply carries must fit the event and what the hypervisor has (`served`); "" if it does. One that the
-/// hypervisor does not know would cost the guest its link. `hears_access`: the agent is told of ACCESS events.
-std::string_view fault_of(const EventReply& reply, const Event& event, EventSet served, bool hears_access) {
+/// hypervisor does not know would cost the guest its link. `hears_access`: the agent is told of ACCESS events;
+/// `owns_patch`: it laid the patch that was met.
+std::string_view fault_of(const EventReply& reply, const Event& event, EventSet served, bool hears_access,
+                          bool owns_patch, bool can_step) {
   const EventKind kind = event.kind();
   if (reply.event != kind) return "the reply names another event";
   if (!event.actions.has(reply.action)) return "the event does not take this action";
@@ -29,8 +31,8 @@ std::string_view fault_of(const EventReply& reply, const Event& event, EventSet 
     return "STEP_OVER belongs to a breakpoint that is tried again";
   if (reply.trap_access && !served.has(EventKind::Access)) return "this hypervisor makes no ACCESS events";
   if (reply.trap_access && !hears_access) return "TRAP_ACCESS makes ACCESS events: subscribe to ACCESS first";
-  if (reply.step_over) return "there is no patch of this agent to step over";
-  if (reply.has_cookie && reply.cookie != 0 && event.cookie == 0) return "no cookie came with the event";
+  if (reply.step_over && !owns_patch) return "there is no patch of this agent to step over";
+  if (reply.step_over && !can_step) return "this hypervisor cannot step over a patch";
   return {};
 }
 
@@ -50,7 +52,8 @@ void GuestMachine::event_arrived(Seq seq, const Event& event, TimePoint now, Eff
   if (event.vcpu.value >= vcpus_.size())
     return break_link("sent an event of a vCPU that it does not have", seq, event.vcpu, out);
   VcpuMachine& machine = vcpus_[event.vcpu.value];
-  if (machine.waiting()) return break_link("sent an event of a vCPU that already waits", seq, event.vcpu, out);
+  if (machine.waiting() || kept_[event.vcpu.value])
+    return break_link("sent an event of a vCPU that already waits", seq, event.vcpu, out);
   if (event.actions.bits == 0 || event.actions.bits >= (1U << kActionCount))
     return break_link("sent an event that takes no action, or one that does not exist", seq, event.vcpu, out);
 
@@ -60,12 +63,18 @@ void GuestMachine::event_arrived(Seq seq, const Event& event, TimePoint now, Eff
     tell_soon(now, out);
   }
   if (static_cast<std::uint32_t>(++event_counter_) == 0) ++event_counter_;
-  machine.begin(event, seq, Seq{static_cast<std::uint32_t>(event_counter_)}, now);
+  machine.begin(event, seq, Seq{static_cast<std::uint32_t>(event_counter_)}, generations(event.space).current(), now);
   mark_waiting(event.vcpu, true);
-  const auto [deciders, observers] = audience(event);
+  note_stop(event, now, out);
+  Audience told = audience(event);
+  const auto& [deciders, observers, filtered] = told;
+  if (filters_.filtering(event.vcpu, event.kind()).any()) apply_filters(event, told);
+  filtered.for_each([&](AgentSlot slot) {
+    machine.filter_vote(agents_[slot].voter(slot), filters_.find(event.vcpu, event.kind(), slot)->action());
+  });
   if (event.kind() == EventKind::Pause) {
     PauseState& pause = pauses_[event.vcpu.value];
-    pause.asked = false;
+    (pause.asked ? pause.asked : pause.hold_asked) = false;
     deciders.for_each([&](AgentSlot slot) {
       for (; pause.counts[slot] != 0; --pause.counts[slot]) tell(slot, machine, true, now, out);
     });
@@ -74,10 +83,11 @@ void GuestMachine::event_arrived(Seq seq, const Event& event, TimePoint now, Eff
   }
   observers.for_each([&](AgentSlot slot) { tell(slot, machine, false, now, out); });
   settle(machine, now, out);
+  if (!gone_patches_.empty()) forget_late_hits(event.vcpu);
 }
 
-/// Deciders and observers that wished for just this: this CR, this MSR, this page.
-std::pair<AgentSet, AgentSet> GuestMachine::audience(const Event& event) const {
+/// Deciders and observers that wished for just this: this CR, this MSR, this page, this patch.
+GuestMachine::Audience GuestMachine::audience(const Event& event) const {
   if (withdrawing()) return {};
   const EventKind kind = event.kind();
   AgentSet wishing{~std::uint64_t{0}};
@@ -86,6 +96,12 @@ std::pair<AgentSet, AgentSet> GuestMachine::audience(const Event& event) const {
   if (const auto* fault = std::get_if<PageFaultData>(&event.data))
     wishing = pages_.forbidding(gfn_of(fault->gpa), fault->access);
   if (kind == EventKind::Singlestep) wishing = subscriptions_.stepping(event.vcpu);
+  if (on_patch(event)) {
+    const Patches::Patch* patch = patches_.at(std::get<BreakpointData>(event.data).gpa);
+    wishing = patch != nullptr ? patch->owners : AgentSet{};
+  } else if (is_late_hit(event)) {
+    wishing = {};
+  }
   AgentSet deciders = subscriptions_.deciders(event.vcpu, kind) & wishing;
   AgentSet observers = subscriptions_.observers(event.vcpu, kind) & wishing;
   if (kind == EventKind::Pause) {
@@ -96,11 +112,26 @@ std::pair<AgentSet, AgentSet> GuestMachine::audience(const Event& event) const {
     });
     observers = observers - deciders;
   }
-  return {deciders, observers};
+  return {deciders, observers, {}};
+}
+
+/// Whoever's filter does not match is not told; a decider's filter answers in its place.
+void GuestMachine::apply_filters(const Event& event, Audience& audience) {
+  const AgentSet filtering =
+      filters_.filtering(event.vcpu, event.kind()) & (audience.deciders | audience.observers);
+  filtering.for_each([&](AgentSlot slot) {
+    if (filters_.find(event.vcpu, event.kind(), slot)->matches(event)) return;
+    ++agents_[slot].filtered;
+    if (audience.deciders.has(slot)) audience.filtered.add(slot);
+    audience.deciders.remove(slot);
+    audience.observers.remove(slot);
+  });
+  counters_.filtered += audience.filtered.count();
 }
 
 /// What kvmid answers where no agent decides.
 Action GuestMachine::unattended_action(const Event& event) const {
+  if (is_late_hit(event) && event.actions.has(Action::Retry)) return Action::Retry;
   if (const auto* fault = std::get_if<PageFaultData>(&event.data);
       fault != nullptr && event.actions.has(Action::Retry)) {
     const Gfn gfn = gfn_of(fault->gpa);
@@ -172,7 +203,10 @@ void GuestMachine::agent_reply(AgentSlot slot, Seq seq, const EventReply& reply,
   Agent& agent = agents_[slot];
   const Event& event = machine.event();
   const bool hears_access = subscriptions_.role_of(event.vcpu, slot, EventKind::Access).has_value();
-  const std::string_view fault = fault_of(reply, event, version_.events, hears_access);
+  const auto* hit = std::get_if<BreakpointData>(&event.data);
+  const Patches::Patch* patch = hit != nullptr ? patches_.at(hit->gpa) : nullptr;
+  const bool owns_patch = patch != nullptr && patch->owners.has(slot);
+  const std::string_view fault = fault_of(reply, event, version_.events, hears_access, owns_patch, can_step());
   if (!fault.empty()) {
     machine.default_vote(agent.voter(slot));
     refuse_reply(slot, seq, reply.vcpu, event.kind(), ErrorCode::Invalid, fault, out);
@@ -286,18 +320,40 @@ void GuestMachine::staged_refused(const OpenCommand& open, ErrorCode error, std:
                                                  .text = text}});
 }
 
-// Waiting --last vote--> Running: registers that were staged, then the one reply.
+/// What was decided in view of memory that has changed since is not done; its agents are told.
+void GuestMachine::check_cookie(const VcpuMachine& machine, Verdict& verdict, Effects& out) {
+  const std::uint64_t cookie = verdict.reply.cookie;
+  verdict.reply.has_cookie = false;
+  verdict.reply.cookie = 0;
+  const Event& event = machine.event();
+  if (generations(event.space).is_current(cookie)) return;
+  const bool retried = machine.turn_stale(verdict);
+  (verdict.with_cookie & present_).for_each([&](AgentSlot slot) {
+    refuse_reply(slot, verdict.event_seq, event.vcpu, event.kind(), ErrorCode::Stale,
+                 retried ? "memory has changed since the cookie of the reply: RETRY in its place"
+                         : "memory has changed since the cookie of the reply, and the event takes no RETRY",
+                 out);
+  });
+}
+
+/// Registers that were staged, then the one reply.
+void GuestMachine::let_go(VcpuId vcpu, const Verdict& verdict, TimePoint now, Effects& out) {
+  load_staged(vcpu, verdict, now, out);
+  out.emplace_back(SendEventReply{verdict.hypervisor_seq, verdict.reply, verdict.event_seq, verdict.decided_by,
+                                  vcpus_[vcpu.value].since()});
+}
+
+// Waiting --last vote--> Running, or held until a patch has been stepped over.
 void GuestMachine::settle(VcpuMachine& machine, TimePoint now, Effects& out) {
   if (!machine.waiting() || machine.pending().any()) return;
   const Event& event = machine.event();
   const VcpuId vcpu = event.vcpu;
   Verdict verdict = machine.finish();
   mark_waiting(vcpu, false);
-  const bool attended = verdict.votes + verdict.defaults != 0;
+  const bool attended = verdict.votes + verdict.defaults + verdict.filtered != 0;
   if (!attended) verdict.reply.action = unattended_action(event);
-  load_staged(vcpu, verdict, now, out);
-  out.emplace_back(SendEventReply{verdict.hypervisor_seq, verdict.reply, verdict.event_seq, verdict.decided_by,
-                                  machine.since()});
+  if (verdict.reply.has_cookie) check_cookie(machine, verdict, out);
+  if (!keep_back(machine, verdict)) let_go(vcpu, verdict, now, out);
 
   if (!attended) ++counters_.unattended;
   if (verdict.votes != 0) ++counters_.decided;

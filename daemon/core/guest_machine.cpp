@@ -36,6 +36,8 @@ void GuestMachine::drop_agents(std::string_view text, Effects& out) {
     out.emplace_back(CloseAgent{id, text});
     subscriptions_.remove(slot);
     pages_.remove(slot, [](PageRange) {});
+    patches_.remove_all(slot);
+    filters_.remove(slot);
   });
   present_ = {};
 }
@@ -71,6 +73,7 @@ void GuestMachine::link_reply(const CommandReply& reply, const OpenCommand& open
     drop_agents("the guest came back with another number of vCPUs", out);
   if (!known_ || facts.vcpu_count != facts_.vcpu_count) {
     subscriptions_ = Subscriptions(facts.vcpu_count);
+    filters_ = FilterTable(facts.vcpu_count);
     vcpus_.assign(facts.vcpu_count, VcpuMachine{});
     waiting_.assign((facts.vcpu_count + 63U) / 64U, 0);
   }
@@ -80,7 +83,9 @@ void GuestMachine::link_reply(const CommandReply& reply, const OpenCommand& open
   anew_.assign(facts.vcpu_count, false);
   told_pages_.clear();
   touched_pages_.clear();
-  pauses_.assign(facts.vcpu_count, PauseState{false, std::vector<std::uint16_t>(kAgentsPerGuestMax, 0)});
+  pauses_.assign(facts.vcpu_count, PauseState{false, false, std::vector<std::uint16_t>(kAgentsPerGuestMax, 0)});
+  forget_steps();
+  steps_refused_ = false;
   unhook_.reset();
   link_ = Link::Up;
   out.emplace_back(GuestReady{});
@@ -99,6 +104,11 @@ void GuestMachine::link_reply(const CommandReply& reply, const OpenCommand& open
 }
 
 void GuestMachine::on_hypervisor_message(Seq seq, const Upward& message, TimePoint now, Effects& out) {
+  hypervisor_message(seq, message, now, out);
+  proceed(now, out);
+}
+
+void GuestMachine::hypervisor_message(Seq seq, const Upward& message, TimePoint now, Effects& out) {
   if (link_ == Link::Down) return;
   if (const auto* event = std::get_if<Event>(&message)) return event_arrived(seq, *event, now, out);
   const auto* reply = std::get_if<CommandReply>(&message);
@@ -124,6 +134,9 @@ void GuestMachine::on_hypervisor_message(Seq seq, const Upward& message, TimePoi
     case Purpose::Registers:
       if (reply->error != ErrorCode::None) staged_refused(*open, reply->error, "what was staged was not loaded", out);
       return;
+    case Purpose::Hold:
+      if (reply->error != ErrorCode::None) hold_refused(open->vcpu, reply->error, out);
+      return;
     case Purpose::Agent:
       break;
   }
@@ -146,7 +159,14 @@ void GuestMachine::on_hypervisor_message(Seq seq, const Upward& message, TimePoi
                             .command = open->id,
                             .error = reply->error,
                             .text = "the hypervisor refused it"});
-  answer(open->slot, open->agent_seq, *reply, out);
+  CommandReply passed_on = *reply;
+  // Generations are kvmid's own.
+  if (auto* read = std::get_if<ReadPhysicalReply>(&passed_on.body)) read->cookie = open->cookie;
+  if (open->id == CommandId::WritePhysical && reply->error == ErrorCode::None)
+    passed_on.body = WritePhysicalReply{open->cookie};
+  if (open->id == CommandId::WritePhysical && reply->error == ErrorCode::Stale)
+    passed_on.body = WritePhysicalReply{generations(static_cast<AddressSpace>(open->tag)).current()};
+  answer(open->slot, open->agent_seq, passed_on, out);
 }
 
 void GuestMachine::on_hypervisor_malformed(const DecodeError&, TimePoint, Effects& out) {
@@ -169,7 +189,7 @@ void GuestMachine::on_hypervisor_lost(OffReason reason, TimePoint, Effects& out)
   for (VcpuMachine& vcpu : vcpus_) vcpu.abandon();
   std::fill(waiting_.begin(), waiting_.end(), 0);
   for (PauseState& pause : pauses_) {
-    pause.asked = false;
+    pause.asked = pause.hold_asked = false;
     std::fill(pause.counts.begin(), pause.counts.end(), std::uint16_t{0});
   }
   // A wish that was under way was not confirmed: its agent is told so, and it does not hold.
@@ -177,6 +197,8 @@ void GuestMachine::on_hypervisor_lost(OffReason reason, TimePoint, Effects& out)
   fail_open_commands(ErrorCode::NoDevice, kGone, out);
   told_.assign(vcpus_.size(), {});
   told_pages_.clear();
+  forget_steps();
+  for (Generations& generations : generations_) generations.change_map();  // what happens meanwhile is not seen
   touched_pages_.clear();  // all are told anew when the link is up
   out.emplace_back(Report{.fact = Fact::LinkLost, .text = "hypervisor is gone"});
   present_.for_each(
@@ -254,6 +276,7 @@ void GuestMachine::on_agent_message(AgentId id, Seq seq, const Downward& message
                  },
              },
              message);
+  proceed(now, out);
 }
 
 void GuestMachine::on_agent_malformed(AgentId id, Seq seq, const DecodeError& error, std::string_view text,
@@ -270,6 +293,7 @@ void GuestMachine::on_agent_malformed(AgentId id, Seq seq, const DecodeError& er
   machine->default_vote(agents_[*slot].voter(*slot));
   refuse_reply(*slot, seq, machine->event().vcpu, machine->event().kind(), ErrorCode::Invalid, text, out);
   settle(*machine, now, out);
+  proceed(now, out);
 }
 
 // Attached --gone--> nobody: votes first, then rights, wishes and pauses, before anything else is done for the guest.
@@ -285,6 +309,7 @@ void GuestMachine::on_agent_lost(AgentId id, TimePoint now, Effects& out) {
   });
   counters_.agents_lost_owing += owed ? 1 : 0;
   withdraw(*slot, now, out);
+  proceed(now, out);
 }
 
 void GuestMachine::on_grant_changed(AgentId id, const Grant& grant, TimePoint now, Effects& out) {
@@ -304,9 +329,12 @@ void GuestMachine::on_grant_changed(AgentId id, const Grant& grant, TimePoint no
     machine.default_vote(agent.voter(*slot));
     settle(machine, now, out);
   });
-  if (!lost) return;
-  send_revoked(*slot, ErrorCode::NotPermitted, "policy changed: events, commands or page rights were withdrawn", out);
-  tell_soon(now, out);
+  if (lost) {
+    send_revoked(*slot, ErrorCode::NotPermitted,
+                 "policy changed: events, commands, page rights or patches were withdrawn", out);
+    tell_soon(now, out);
+  }
+  proceed(now, out);
 }
 
 void GuestMachine::on_grant_lost(AgentId id, TimePoint, Effects& out) {
@@ -336,6 +364,11 @@ bool GuestMachine::enforce_grant(AgentSlot slot) {
     withdraw_pages(slot);
     lost = true;
   }
+  if (!commands.has(CommandId::SetFilter) && filters_.filters_of(slot) != 0) {
+    filters_.remove(slot);
+    lost = true;
+  }
+  if (!commands.has(CommandId::WritePhysical)) lost = patches_.remove_all(slot) || lost;
   if (!commands.has(CommandId::PauseVcpu)) {
     for (PauseState& pause : pauses_) {
       lost = lost || pause.counts[slot] != 0;
@@ -358,6 +391,8 @@ void GuestMachine::on_time(TimePoint now, Effects& out) {
     machine.expired(now).for_each([&](AgentSlot slot) { missed(slot, machine, out); });
     settle(machine, now, out);
   });
+  step_on_time(now, out);
+  proceed(now, out);
   const OpenCommand* oldest = ledger_.oldest();
   if (oldest == nullptr || oldest->deadline > now) return;
   out.emplace_back(Report{.fact = Fact::CommandTimedOut,
@@ -378,6 +413,7 @@ std::optional<TimePoint> GuestMachine::next_deadline() const {
     for (std::uint64_t rest = waiting_[word]; rest != 0; rest &= rest - 1)
       consider(vcpus_[word * 64 + static_cast<unsigned>(std::countr_zero(rest))].next_deadline());
   if (const OpenCommand* oldest = ledger_.oldest()) consider(oldest->deadline);
+  consider(step_deadline());
   return earliest;
 }
 
@@ -392,12 +428,13 @@ void GuestMachine::stop(TimePoint now, Effects& out) {
   give_up_votes(now, out);
   touch_all_pages();
   tell_soon(now, out);
+  proceed(now, out);
 }
 
 bool GuestMachine::settled() const {
   if (link_ != Link::Up) return true;
   const bool none_waits = std::all_of(waiting_.begin(), waiting_.end(), [](std::uint64_t word) { return word == 0; });
-  return none_waits && !busy_ && wishes_.empty() && ledger_.size() == 0;
+  return none_waits && kept_count_ == 0 && step_.phase == StepOver::Phase::Idle && !busy_ && wishes_.empty() && ledger_.size() == 0;
 }
 
 // ---- what it knows ----
@@ -405,8 +442,9 @@ bool GuestMachine::settled() const {
 CommandSet GuestMachine::commands_for(const Grant& grant) const {
   // What kvmid serves of what this hypervisor has; the rest is not in the mask, so nobody is surprised.
   CommandSet served{version_.commands.bits & grant.commands.bits};
-  for (const CommandId id : {CommandId::GetGuests, CommandId::GrantMemory, CommandId::SetFilter})
+  for (const CommandId id : {CommandId::GetGuests, CommandId::GrantMemory})
     served.bits &= ~KVMI_COMMAND_BIT(static_cast<unsigned>(id));
+  if (grant.commands.has(CommandId::SetFilter)) served.add(CommandId::SetFilter);
   served.add(CommandId::GetVersion);
   served.add(CommandId::GetGuestInfo);
   return served;
@@ -425,6 +463,7 @@ GuestInfo GuestMachine::info() const {
   for (const VcpuMachine& vcpu : vcpus_) {
     VcpuInfo& entry = info.vcpus.emplace_back();
     entry.waiting = vcpu.waiting();
+    entry.held = kept_[info.vcpus.size() - 1].has_value();
     if (!entry.waiting) continue;
     entry.event = vcpu.event().kind();
     entry.event_seq = vcpu.event_seq();
@@ -443,7 +482,10 @@ GuestInfo GuestMachine::info() const {
                     .demoted = agent.demoted,
                     .requests_open = agent.requests.held(),
                     .expired = agent.expired,
-                    .pages = pages_.pages_of(slot)};
+                    .pages = pages_.pages_of(slot),
+                    .patches = patches_.patches_of(slot),
+                    .filters = filters_.filters_of(slot),
+                    .filtered = agent.filtered};
     for_each_vcpu(kAllVcpus, [&](VcpuId vcpu) { entry.events.bits |= subscriptions_.events_of(vcpu, slot).bits; });
     info.agents.push_back(std::move(entry));
   });

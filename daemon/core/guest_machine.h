@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #pragma once
 
+#include <array>
 #include <deque>
 #include <memory>
 #include <optional>
@@ -9,8 +10,11 @@
 
 #include "daemon/core/account.h"
 #include "daemon/core/effects.h"
+#include "daemon/core/filter.h"
+#include "daemon/core/generations.h"
 #include "daemon/core/ledger.h"
 #include "daemon/core/page_access.h"
+#include "daemon/core/patches.h"
 #include "daemon/core/policy.h"
 #include "daemon/core/subscriptions.h"
 #include "daemon/core/types.h"
@@ -38,6 +42,8 @@ struct GuestCounters {
   std::uint64_t skipped = 0;            ///< verdicts by action
   std::uint64_t retried = 0;
   std::uint64_t crashed = 0;
+  std::uint64_t filtered = 0;          ///< answers that agents' filters gave in their place
+  std::uint64_t stepped_over = 0;      ///< patches
   std::uint64_t commands = 0;          ///< of agents
   std::uint64_t commands_refused = 0;  ///< answered with an error by kvmid itself
   std::uint64_t commands_forwarded = 0;
@@ -58,9 +64,13 @@ struct AgentInfo {
   std::uint64_t requests_open = 0;
   std::uint64_t expired = 0;
   std::uint64_t pages = 0;
+  std::size_t patches = 0;
+  std::size_t filters = 0;
+  std::uint64_t filtered = 0;  ///< events that its filters answered, or kept from it
 };
 struct VcpuInfo {
   bool waiting = false;
+  bool held = false;  ///< its event is decided; the answer is kept back while a vCPU steps over a patch
   EventKind event{};
   Seq event_seq;
   TimePoint since;
@@ -154,6 +164,7 @@ class GuestMachine {
     std::uint32_t flags = 0;
     std::uint32_t strikes = 0;
     std::uint64_t expired = 0;
+    std::uint64_t filtered = 0;
     bool demoted = false;
     bool told_off = false;  ///< knows that its guest is away
     Account requests;       ///< commands without an answer yet
@@ -165,14 +176,18 @@ class GuestMachine {
     Command command;
     VcpuId vcpu;
     bool takes_away = false;  ///< from the union: that the hypervisor refuses it is nobody's error
+    bool alone = false;       ///< is sent when all before it are confirmed
   };
   /// A change of wishes; they are carried out one after another, so the union is never guessed.
   struct WishChange {
     AgentSlot slot = 0;
-    AgentId agent{};  ///< 0: nobody waits for an answer (a withdrawal)
+    AgentId agent{};           ///< 0: nobody waits for an answer (a withdrawal)
+    std::uint64_t ticket = 0;  ///< of such a one: told_done_ when it is done
     Seq seq{};
     Command command{};                              ///< with agent 0: only bring the hypervisor to the union
     std::vector<kvmi_page_access_entry> entries{};  ///< SET_PAGE_ACCESS: its own copy
+    std::vector<std::byte> bytes{};                 ///< WRITE_PHYSICAL of a patch: data, likewise
+    std::vector<std::byte> expected{};
   };
   /// What a change did, to be undone if the hypervisor refuses.
   struct Undo {
@@ -183,6 +198,7 @@ class GuestMachine {
     };
     std::vector<EventRole> roles;
     std::vector<VcpuId> vcpus;  ///< where a CR, MSR, single step or pause was changed
+    std::optional<Patches::Before> patch;
     struct PageRights {
       PageRange range;
       std::uint8_t before = kRwx;
@@ -191,6 +207,7 @@ class GuestMachine {
   };
 
   // guest_machine.cpp: link, agents, time
+  void hypervisor_message(Seq seq, const Upward& message, TimePoint now, Effects& out);
   [[nodiscard]] std::optional<AgentSlot> find(AgentId id) const;
   void link_reply(const CommandReply& reply, const OpenCommand& open, TimePoint now, Effects& out);
   void break_link(std::string_view text, Seq seq, VcpuId vcpu, Effects& out);
@@ -203,7 +220,13 @@ class GuestMachine {
 
   // guest_events.cpp: events, votes, verdicts
   void event_arrived(Seq seq, const Event& event, TimePoint now, Effects& out);
-  [[nodiscard]] std::pair<AgentSet, AgentSet> audience(const Event& event) const;
+  struct Audience {
+    AgentSet deciders;
+    AgentSet observers;
+    AgentSet filtered;  ///< would decide; their filters answer for them
+  };
+  [[nodiscard]] Audience audience(const Event& event) const;
+  void apply_filters(const Event& event, Audience& audience);
   [[nodiscard]] Action unattended_action(const Event& event) const;
   void unhook(Seq seq, const Event& event, TimePoint now, Effects& out);
   void tell(AgentSlot slot, VcpuMachine& vcpu, bool decide, TimePoint now, Effects& out);
@@ -226,18 +249,58 @@ class GuestMachine {
   void load_staged(VcpuId vcpu, const Verdict& verdict, TimePoint now, Effects& out);
   void staged_refused(const OpenCommand& open, ErrorCode error, std::string_view text, Effects& out);
   void settle(VcpuMachine& vcpu, TimePoint now, Effects& out);
+  void let_go(VcpuId vcpu, const Verdict& verdict, TimePoint now, Effects& out);
   void mark_waiting(VcpuId vcpu, bool waiting);
+
+  // guest_patches.cpp: patches, and stepping over them
+  [[nodiscard]] std::optional<Refusal> refusal_of_write(const Grant& grant, const WritePhysical& command) const;
+  [[nodiscard]] std::optional<Refusal> refusal_of_patch(AgentSlot slot, const WritePhysical& command) const;
+  void apply_patch(AgentSlot slot, const WishChange& change, const WritePhysical& command);
+  void add_own_wishes(std::vector<Subscriptions::VcpuUnion>& wanted) const;
+  void tell_patches_removed();
+  void tell_patches_placed(const WishChange& change);
+  void add_patch_part(Gpa gpa, Bytes data, Bytes expected, bool place);
+  void note_patch(const WritePhysical& command);
+  [[nodiscard]] const Patches::Patch* wanted_patch(Gpa gpa) const;
+  void forget_steps();
+  void give_up_patch(Gpa gpa, ErrorCode error, std::string_view text, Effects& out);
+  [[nodiscard]] bool on_patch(const Event& event) const;
+  [[nodiscard]] bool is_late_hit(const Event& event) const;
+  void forget_late_hits(VcpuId vcpu);
+  void note_stop(const Event& event, TimePoint now, Effects& out);
+  [[nodiscard]] bool can_step() const;
+  [[nodiscard]] bool keep_back(const VcpuMachine& machine, Verdict& verdict);
+  void let_go_kept(VcpuId vcpu, TimePoint now, Effects& out);
+  [[nodiscard]] bool others_stopped() const;
+  void begin_step(TimePoint now, Effects& out);
+  void lift(bool steps, TimePoint now, Effects& out);
+  void place_again(TimePoint now, Effects& out);
+  void let_all_go(TimePoint now, Effects& out);
+  void hold_refused(VcpuId vcpu, ErrorCode error, Effects& out);
+  void step_refused(const Command& command, ErrorCode error, Effects& out);
+  void advance_step(TimePoint now, Effects& out);
+  void step_on_time(TimePoint now, Effects& out);
+  [[nodiscard]] std::optional<TimePoint> step_deadline() const;
+  void proceed(TimePoint now, Effects& out);
 
   // guest_commands.cpp: commands of agents
   void command_arrived(AgentSlot slot, Seq seq, const Command& command, TimePoint now, Effects& out);
   void answer(AgentSlot slot, Seq seq, CommandReply reply, Effects& out);
-  void refuse(AgentSlot slot, Seq seq, std::uint16_t id, ErrorCode error, std::string_view text, Effects& out);
-  void forward(AgentSlot slot, Seq seq, const Command& command, VcpuId vcpu, std::uint32_t tag, TimePoint now,
-               Effects& out);
+  void refuse(AgentSlot slot, Seq seq, std::uint16_t id, ErrorCode error, std::string_view text, Effects& out,
+              const ReplyBody& body = {});
+  bool forward(AgentSlot slot, Seq seq, const Command& command, VcpuId vcpu, std::uint32_t tag, TimePoint now,
+               Effects& out, std::uint64_t cookie = 0);
   void forward_registers(AgentSlot slot, Seq seq, const GetRegisters& command, TimePoint now, Effects& out);
   void forward_read(AgentSlot slot, Seq seq, const ReadPhysical& command, TimePoint now, Effects& out);
   void forward_write(AgentSlot slot, Seq seq, const WritePhysical& command, TimePoint now, Effects& out);
+  [[nodiscard]] std::optional<Refusal> refusal_of_cookie(const WritePhysical& command) const;
+  [[nodiscard]] Generations& generations(AddressSpace space) { return generations_[static_cast<std::size_t>(space)]; }
+  [[nodiscard]] const Generations& generations(AddressSpace space) const {
+    return generations_[static_cast<std::size_t>(space)];
+  }
+  void check_cookie(const VcpuMachine& machine, Verdict& verdict, Effects& out);
   void report_granted(AgentSlot slot, Seq seq, const Command& command, Effects& out);
+  void set_filter(AgentSlot slot, Seq seq, const SetFilter& command, Effects& out);
   void stage_registers(AgentSlot slot, Seq seq, const SetRegisters& command, Effects& out);
   void stage_xsave(AgentSlot slot, Seq seq, const SetXsave& command, Effects& out);
   [[nodiscard]] std::optional<Refusal> refusal_to_stage(AgentSlot slot, VcpuId vcpu) const;
@@ -249,8 +312,10 @@ class GuestMachine {
   void queue_wish(AgentSlot slot, Seq seq, const Command& command, TimePoint now, Effects& out);
   void withdraw(AgentSlot slot, TimePoint now, Effects& out);
   void next_wish(TimePoint now, Effects& out);
-  void tell_soon(TimePoint now, Effects& out);
+  std::uint64_t tell_soon(TimePoint now, Effects& out);
   bool refuse_wish(TimePoint now, Effects& out);
+  [[nodiscard]] static Command command_of(const WishChange& change);
+  [[nodiscard]] ReplyBody body_of(const WishChange& change, ErrorCode error) const;
   void apply_wish(const WishChange& change, TimePoint now, Effects& out);
   void apply_events(AgentSlot slot, const ControlEvents& command);
   void undo_wish(TimePoint now, Effects& out);
@@ -268,7 +333,8 @@ class GuestMachine {
   void touch_pages(const SetPageAccess& command);
   void touch_all_pages();
   void note_pages_told(const SetPageAccess& command);
-  void tell_page_differences();
+  [[nodiscard]] std::vector<kvmi_page_access_entry> tell_pages_given_back();
+  void tell_pages(std::vector<kvmi_page_access_entry> entries, bool given_back);
 
   // guest_union.cpp: what the hypervisor must be told
   void tell_differences();
@@ -311,19 +377,48 @@ class GuestMachine {
   Ledger ledger_;
   Subscriptions subscriptions_{0};
   PageAccess pages_;
+  FilterTable filters_{0};
+  std::array<Generations, 2> generations_;  ///< by address space
 
   // What the hypervisor has confirmed
   std::vector<Subscriptions::VcpuUnion> told_;
   std::vector<bool> anew_;  ///< vCPUs that were created since: they may have forgotten what they were told
   RightsMap told_pages_;
+  std::map<std::uint64_t, std::vector<std::byte>> told_patches_;  ///< by GPA
   struct PauseState {
     bool asked = false;                 ///< PAUSE_VCPU is out, its event has not come
+    bool hold_asked = false;            ///< likewise, for a step of another vCPU
     std::vector<std::uint16_t> counts;  ///< by slot: pauses asked for and not yet owed
   };
   std::vector<PauseState> pauses_;
 
+  Patches patches_;
+  /// Places that were patched: a vCPU may have met the patch just before it was taken off.
+  struct GonePatch {
+    Gpa gpa;
+    std::vector<bool> vcpus;  ///< whose late hit is still possible
+  };
+  std::deque<GonePatch> gone_patches_;
+  /// Idle -> Holding -> Lifting -> Stepping -> Placing -> Idle; without a step from Lifting to Placing.
+  struct StepOver {
+    enum class Phase : std::uint8_t { Idle, Holding, Lifting, Stepping, Placing };
+    Phase phase = Phase::Idle;
+    VcpuId vcpu;
+    Gpa gpa;
+    bool steps = false;        ///< single step is wanted on `vcpu`
+    std::uint64_t ticket = 0;  ///< Lifting, Placing: go on when told_done_ has come so far
+    TimePoint until{};         ///< Holding, Stepping
+  };
+  StepOver step_;
+  bool steps_refused_ = false;                ///< the hypervisor does not give SINGLESTEP events
+  std::deque<VcpuId> to_step_;                ///< vCPUs whose reply waits until they have stepped over a patch
+  std::vector<std::optional<Verdict>> kept_;  ///< by vCPU: replies that are kept back
+  unsigned kept_count_ = 0;
+
   std::deque<WishChange> wishes_;  ///< front() is under way if busy_
   bool busy_ = false;
+  std::uint64_t told_asked_ = 0;  ///< tickets given by tell_soon()
+  std::uint64_t told_done_ = 0;   ///< the last one that is done
   bool undoing_ = false;
   unsigned wish_parts_open_ = 0;
   ErrorCode wish_error_ = ErrorCode::None;
@@ -333,6 +428,7 @@ class GuestMachine {
   std::vector<WishPart> wish_parts_;  ///< by tag: what is told, to note it as told when confirmed
   std::size_t wish_parts_sent_ = 0;
   std::deque<std::vector<kvmi_page_access_entry>> batches_;
+  std::deque<std::vector<std::byte>> patch_bytes_;
 
   std::vector<kvmi_page_access_entry> reply_entries_;
   std::string reply_text_;

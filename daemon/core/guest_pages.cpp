@@ -152,10 +152,10 @@ void GuestMachine::note_pages_told(const SetPageAccess& command) {
   }
 }
 
-/// Pages in runs of equal rights; rights that are given back go in messages of their own, for they cannot fail a
-/// change.
-void GuestMachine::tell_page_differences() {
-  if (touched_pages_.empty()) return;
+/// Pages in runs of equal rights. Rights that are given back are told here, and cannot fail a change; those that are
+/// taken are returned for tell_pages().
+std::vector<kvmi_page_access_entry> GuestMachine::tell_pages_given_back() {
+  if (touched_pages_.empty()) return {};
   std::sort(touched_pages_.begin(), touched_pages_.end());
   std::vector<kvmi_page_access_entry> given_back;
   std::vector<kvmi_page_access_entry> taken;
@@ -173,14 +173,16 @@ void GuestMachine::tell_page_differences() {
     }
   }
   touched_pages_.clear();
-  for (auto* entries : {&given_back, &taken}) {
-    if (entries->empty()) continue;
-    batches_.push_back(std::move(*entries));
-    const std::span<const kvmi_page_access_entry> all(batches_.back());
-    for (std::size_t i = 0; i < all.size(); i += kPageEntriesMax)
-      add_part(SetPageAccess{AddressSpace::Normal, all.subspan(i, std::min(kPageEntriesMax, all.size() - i))}, VcpuId{},
-               entries == &given_back);
-  }
+  tell_pages(std::move(given_back), true);
+  return taken;
+}
+
+void GuestMachine::tell_pages(std::vector<kvmi_page_access_entry> entries, bool given_back) {
+  if (entries.empty()) return;
+  const std::span<const kvmi_page_access_entry> all(batches_.emplace_back(std::move(entries)));
+  for (std::size_t i = 0; i < all.size(); i += kPageEntriesMax)
+    add_part(SetPageAccess{AddressSpace::Normal, all.subspan(i, std::min(kPageEntriesMax, all.size() - i))}, VcpuId{},
+             given_back);
 }
 
 }  // namespace kvmid::core

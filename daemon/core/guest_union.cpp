@@ -7,13 +7,14 @@
 namespace kvmid::core {
 
 void GuestMachine::add_part(const Command& command, VcpuId vcpu, bool takes_away) {
-  wish_parts_.push_back(WishPart{command, vcpu, takes_away});
+  wish_parts_.push_back(WishPart{.command = command, .vcpu = vcpu, .takes_away = takes_away});
 }
 
 /// As many as may be unanswered at once: a change can have thousands of parts. The ledger always has room for these.
 void GuestMachine::send_parts(TimePoint now, Effects& out) {
   while (wish_parts_sent_ < wish_parts_.size() && wish_parts_open_ < kWishPartsOpenMax) {
     const WishPart& part = wish_parts_[wish_parts_sent_];
+    if (part.alone && wish_parts_open_ != 0) return;
     const OpenCommand open{.id = id_of(part.command),
                            .purpose = Purpose::Wish,
                            .slot = 0,
@@ -37,17 +38,23 @@ void GuestMachine::drop_unsent_parts() {
   wish_parts_.resize(wish_parts_sent_);
 }
 
-/// A part for every difference between the union and what the hypervisor has confirmed.
+/// A part for every difference between the union and what the hypervisor has confirmed. What is taken back goes first:
+/// patches, page rights, events; what is new goes the other way round, so that nothing happens that nobody is told of.
 void GuestMachine::tell_differences() {
+  tell_patches_removed();
+  std::vector<kvmi_page_access_entry> taken = tell_pages_given_back();
   std::vector<Subscriptions::VcpuUnion> wanted(vcpus_.size());
-  if (!withdrawing())
+  if (!withdrawing()) {
     for (std::uint16_t i = 0; i < vcpus_.size(); ++i) wanted[i] = subscriptions_.union_of(VcpuId{i});
+    add_own_wishes(wanted);
+  }
   if (wanted != told_ || std::find(anew_.begin(), anew_.end(), true) != anew_.end()) {
     tell_event_differences(wanted);
     tell_register_differences(wanted);
     std::fill(anew_.begin(), anew_.end(), false);
   }
-  tell_page_differences();
+  tell_pages(std::move(taken), false);
+  tell_patches_placed(wishes_.front());
 }
 
 void GuestMachine::tell_event_differences(const std::vector<Subscriptions::VcpuUnion>& wanted) {

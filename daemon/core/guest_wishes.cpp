@@ -22,14 +22,23 @@ void GuestMachine::queue_wish(AgentSlot slot, Seq seq, const Command& command, T
     for (std::size_t i = 0; i < pages->entries.size(); ++i) change.entries.push_back(pages->entries[i]);
     change.command = SetPageAccess{pages->space, {}};
   }
+  if (const auto* write = std::get_if<WritePhysical>(&command)) {
+    change.bytes.assign(write->data.begin(), write->data.end());
+    change.expected.assign(write->expected.begin(), write->expected.end());
+    WritePhysical own = *write;
+    own.data = own.expected = {};
+    change.command = own;
+  }
   wishes_.push_back(std::move(change));
   next_wish(now, out);
 }
 
 /// Nothing of the agent is left in the tables; the hypervisor is told before any other change.
 void GuestMachine::withdraw(AgentSlot slot, TimePoint now, Effects& out) {
+  patches_.remove_all(slot);
   withdraw_pages(slot);
   subscriptions_.remove(slot);
+  filters_.remove(slot);
   for (PauseState& pause : pauses_) pause.counts[slot] = 0;
   const AgentId gone = agents_[slot].id;
   present_.remove(slot);
@@ -41,11 +50,18 @@ void GuestMachine::withdraw(AgentSlot slot, TimePoint now, Effects& out) {
 }
 
 /// The hypervisor is brought to the union before any change that waits. One that waits for just that does for all.
-void GuestMachine::tell_soon(TimePoint now, Effects& out) {
-  if (link_ != Link::Up) return touched_pages_.clear();
-  const auto first_waiting = wishes_.begin() + (busy_ ? 1 : 0);
-  if (first_waiting == wishes_.end() || first_waiting->agent != AgentId{}) wishes_.insert(first_waiting, WishChange{});
+/// Returns what told_done_ has come to when it is done.
+std::uint64_t GuestMachine::tell_soon(TimePoint now, Effects& out) {
+  if (link_ != Link::Up) {
+    touched_pages_.clear();
+    return told_done_;
+  }
+  auto first_waiting = wishes_.begin() + (busy_ ? 1 : 0);
+  if (first_waiting == wishes_.end() || first_waiting->agent != AgentId{})
+    first_waiting = wishes_.insert(first_waiting, WishChange{});
+  const std::uint64_t ticket = first_waiting->ticket = ++told_asked_;
   next_wish(now, out);
+  return ticket;
 }
 
 // Idle --change--> Telling, or done at once where the union does not change.
@@ -57,29 +73,45 @@ void GuestMachine::next_wish(TimePoint now, Effects& out) {
     wish_error_ = ErrorCode::None;
     wish_error_text_.clear();
     apply_wish(wishes_.front(), now, out);
-    const bool changes = !undo_.roles.empty() || !undo_.vcpus.empty() || !undo_.pages.empty();
+    const bool changes = !undo_.roles.empty() || !undo_.vcpus.empty() || !undo_.pages.empty() || undo_.patch;
     if (changes || wishes_.front().agent == AgentId{}) tell_differences();
     send_parts(now, out);
     if (wish_parts_open_ == 0) finish_wish(now, out);
   }
-  if (unhook_ && !unhook_answered_ && !busy_ && wishes_.empty()) {
-    unhook_answered_ = true;
-    out.emplace_back(SendEventReply{*unhook_, EventReply{.vcpu = kAllVcpus, .event = EventKind::Unhook, .value = {}}});
+}
+
+/// A patch's reply carries the current cookie, also where it was based on something stale.
+ReplyBody GuestMachine::body_of(const WishChange& change, ErrorCode error) const {
+  const auto* write = std::get_if<WritePhysical>(&change.command);
+  if (write == nullptr || (error != ErrorCode::None && error != ErrorCode::Stale)) return {};
+  return WritePhysicalReply{generations(write->space).current()};
+}
+
+/// As the agent asked for it: the views are of the change's own copies.
+Command GuestMachine::command_of(const WishChange& change) {
+  if (std::holds_alternative<SetPageAccess>(change.command))
+    return SetPageAccess{AddressSpace::Normal, std::span<const kvmi_page_access_entry>(change.entries)};
+  if (const auto* write = std::get_if<WritePhysical>(&change.command)) {
+    WritePhysical whole = *write;
+    whole.data = change.bytes;
+    whole.expected = change.expected;
+    return whole;
   }
+  return change.command;
 }
 
 /// Policy, quota or the link may have changed while the change waited. True: it is answered, and out of the queue.
 bool GuestMachine::refuse_wish(TimePoint, Effects& out) {
   const WishChange& change = wishes_.front();
   if (!is_present(change.slot, change.agent)) return false;
-  auto refusal = std::holds_alternative<SetPageAccess>(change.command)
-                     ? refusal_of(change.slot, SetPageAccess{AddressSpace::Normal,
-                                                             std::span<const kvmi_page_access_entry>(change.entries)})
-                     : refusal_of(change.slot, change.command);
+  const Command command = command_of(change);
+  auto refusal = refusal_of(change.slot, command);
+  const auto* patch = std::get_if<WritePhysical>(&command);
+  if (!refusal && patch != nullptr) refusal = refusal_of_patch(change.slot, *patch);
   if (!refusal) return false;
   agents_[change.slot].requests.release(1);
-  refuse(change.slot, change.seq, static_cast<std::uint16_t>(id_of(change.command)), refusal->error, refusal->text,
-         out);
+  const auto id = static_cast<std::uint16_t>(id_of(change.command));
+  refuse(change.slot, change.seq, id, refusal->error, refusal->text, out, body_of(change, refusal->error));
   wishes_.pop_front();
   return true;
 }
@@ -106,6 +138,7 @@ void GuestMachine::apply_wish(const WishChange& change, TimePoint now, Effects& 
                  },
                  [&](const PauseVcpu& c) { for_each_vcpu(c.vcpu, [&](VcpuId vcpu) { pause(slot, vcpu, now, out); }); },
                  [&](const SetPageAccess&) { apply_pages(slot, change.entries); },
+                 [&](const WritePhysical& c) { apply_patch(slot, change, c); },
                  [&](const auto&) {},  // a withdrawal: the tables are changed already
              },
              change.command);
@@ -154,6 +187,7 @@ void GuestMachine::undo_wish(TimePoint now, Effects& out) {
   const AgentSlot slot = change.slot;
   for (const auto& [vcpu, kind, role] : undo_.roles) subscriptions_.set_event(vcpu, slot, kind, role);
   undo_pages(slot);
+  if (undo_.patch) patches_.restore(slot, *undo_.patch);
   for (const VcpuId vcpu : undo_.vcpus) {
     if (const auto* cr = std::get_if<ControlCr>(&change.command))
       subscriptions_.set_cr(vcpu, slot, cr->cr, !cr->enable);
@@ -173,6 +207,7 @@ void GuestMachine::undo_wish(TimePoint now, Effects& out) {
   undo_ = Undo{};
   enforce_grant(slot);  // what was before may not be allowed any more
 }
+
 // ---- what the hypervisor said ----
 
 /// The part is confirmed: the hypervisor knows it.
@@ -201,6 +236,7 @@ void GuestMachine::note_told(const Command& command) {
                  },
                  [&](const ControlSinglestep& c) { told_[c.vcpu.value].singlestep = c.enable; },
                  [&](const SetPageAccess& c) { note_pages_told(c); },
+                 [&](const WritePhysical& c) { note_patch(c); },
                  [&](const auto&) {},
              },
              command);
@@ -221,6 +257,9 @@ void GuestMachine::wish_confirmed(const OpenCommand& open, const CommandReply& r
                               .error = reply.error,
                               .text = part.takes_away ? "the hypervisor refused to take a wish back"
                                                       : "the hypervisor refused what it had taken before"});
+      // A patch that the hypervisor does not take off is one that it does not have.
+      if (const auto* patch = std::get_if<WritePhysical>(&part.command); patch != nullptr && part.takes_away)
+        note_patch(*patch);
       if (!part.takes_away) drop_refused(part, reply.error, out);
     } else if (wish_error_ == ErrorCode::None) {
       wish_error_ = reply.error;
@@ -283,6 +322,9 @@ void GuestMachine::drop_refused(const WishPart& part, ErrorCode error, Effects& 
                 [&](VcpuId vcpu, AgentSlot slot) { subscriptions_.set_singlestep(vcpu, slot, false); });
           },
           [&](const SetPageAccess& c) { losers = losers | drop_pages(c); },
+          [&](const WritePhysical& c) {
+            give_up_patch(c.gpa, error, "the hypervisor did not take the patch again: it is withdrawn", out);
+          },
           [&](const auto&) {},
       },
       part.command);
@@ -290,8 +332,9 @@ void GuestMachine::drop_refused(const WishPart& part, ErrorCode error, Effects& 
     send_revoked(slot, error, "the hypervisor did not take it again: events, registers or page rights were withdrawn",
                  out);
   });
-  // Pages may have had some of the rights taken before: that is given back, as a change of its own behind this one.
-  if (!touched_pages_.empty()) wishes_.insert(wishes_.begin() + 1, WishChange{});
+  step_refused(part.command, error, out);
+  // Some of it may be there from before: that is taken back, as a change of its own behind this one.
+  wishes_.insert(wishes_.begin() + 1, WishChange{});
 }
 
 // Telling or Undoing --all answered--> Idle: only now is the agent told yes, or why not.
@@ -302,19 +345,17 @@ void GuestMachine::finish_wish(TimePoint, Effects& out) {
   wish_parts_.clear();
   wish_parts_sent_ = 0;
   batches_.clear();  // no effect of this step views them: the last part was answered
+  patch_bytes_.clear();
+  told_done_ = std::max(told_done_, change.ticket);
   if (!is_present(change.slot, change.agent)) return;
   agents_[change.slot].requests.release(1);
   const auto id = static_cast<std::uint16_t>(id_of(change.command));
   if (wish_error_ != ErrorCode::None) {
     reply_text_ = wish_error_text_;
-    return refuse(change.slot, change.seq, id, wish_error_, reply_text_, out);
+    return refuse(change.slot, change.seq, id, wish_error_, reply_text_, out, body_of(change, wish_error_));
   }
-  report_granted(change.slot, change.seq,
-                 std::holds_alternative<SetPageAccess>(change.command)
-                     ? SetPageAccess{AddressSpace::Normal, std::span<const kvmi_page_access_entry>(change.entries)}
-                     : change.command,
-                 out);
-  CommandReply reply{id, {}, {}, {}};
+  report_granted(change.slot, change.seq, command_of(change), out);
+  CommandReply reply{id, {}, {}, body_of(change, ErrorCode::None)};
   if (const auto* events = std::get_if<ControlEvents>(&change.command)) {
     EventSet enabled = kEveryEvent;
     for_each_vcpu(events->vcpu, [&](VcpuId vcpu) { enabled.bits &= subscriptions_.events_of(vcpu, change.slot).bits; });

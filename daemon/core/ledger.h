@@ -16,6 +16,7 @@ enum class Purpose : std::uint8_t {
   Wish,       ///< part of a change of the union (also a pause): counted by the change under way
   LinkUp,     ///< GET_VERSION and GET_GUEST_INFO of a new link
   Registers,  ///< what was staged, just before an event reply; the tag is the kind of the event
+  Hold,       ///< a pause of kvmid's own, while another vCPU steps over a patch
 };
 
 struct OpenCommand {
@@ -25,7 +26,8 @@ struct OpenCommand {
   AgentId agent{};  ///< who asked; gone if its id does not stand in that slot any more
   Seq agent_seq{};
   VcpuId vcpu{};
-  std::uint32_t tag = 0;  ///< the owner's: which part of a wish
+  std::uint32_t tag = 0;     ///< the owner's: which part of a wish
+  std::uint64_t cookie = 0;  ///< READ_PHYSICAL, WRITE_PHYSICAL: what its reply carries
   TimePoint deadline{};
 };
 

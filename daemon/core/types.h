@@ -24,6 +24,9 @@ inline constexpr unsigned kWishQueueMax = 1024;     ///< changes of wishes that 
 inline constexpr unsigned kWishPartsOpenMax = 64;   ///< commands of one change that are unanswered at once
 inline constexpr unsigned kPausesMax = 64;          ///< of one agent on one vCPU
 inline constexpr std::size_t kStagedBytesMax = std::size_t{1} << 20U;  ///< XSAVE areas of one agent, on all vCPUs
+inline constexpr unsigned kGonePatchesMax = 64;     ///< places whose late hits are still expected
+/// Stepping over a patch: the other vCPUs must stop within it, and then the one step must be made within it.
+inline constexpr Duration kStepOverMax = std::chrono::seconds(1);
 // The ledger keeps room for what must never be refused: the union before staged registers, those before agents'
 // commands.
 inline constexpr unsigned kOpenForRegistersMax = kOpenCommandsMax - kWishPartsOpenMax;

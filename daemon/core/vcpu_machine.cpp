@@ -7,15 +7,17 @@
 namespace kvmid::core {
 
 // Running --event--> Waiting: it is kept, votes are empty.
-void VcpuMachine::begin(const Event& event, Seq hypervisor_seq, Seq event_seq, TimePoint now) {
+void VcpuMachine::begin(const Event& event, Seq hypervisor_seq, Seq event_seq, std::uint64_t cookie, TimePoint now) {
   waiting_ = true;
   event_ = event;
+  event_.cookie = cookie;
   hypervisor_seq_ = hypervisor_seq;
   event_seq_ = event_seq;
   since_ = now;
   pending_ = {};
   asked_ = {};
   seen_ = {};
+  with_cookie_ = {};
   staged_.clear();
   said_.clear();
   merged_ = EventReply{};
@@ -23,7 +25,7 @@ void VcpuMachine::begin(const Event& event, Seq hypervisor_seq, Seq event_seq, T
   merged_.event = event.kind();
   action_from_ = value_from_ = regs_from_ = xsave_from_ = Source{};
   xsave_ = {};  // not kept for later: one event in a million has an area
-  votes_ = defaults_ = 0;
+  votes_ = defaults_ = filtered_ = 0;
 }
 
 void VcpuMachine::owe(AgentSlot slot, TimePoint deadline) {
@@ -105,6 +107,7 @@ void VcpuMachine::merge_staged(const Voter& voter) {
 void VcpuMachine::vote(const Voter& voter, const EventReply& reply) {
   if (!pending_.has(voter.slot)) return;
   merge_cookie(reply);
+  if (reply.has_cookie) with_cookie_.add(voter.slot);
   merge_action(voter, reply.action);
   merged_.trap_access = merged_.trap_access || reply.trap_access;
   merged_.step_over = merged_.step_over || reply.step_over;
@@ -120,14 +123,12 @@ void VcpuMachine::vote(const Voter& voter, const EventReply& reply) {
   }
 }
 
-Action VcpuMachine::allowed_default(const Voter& voter) const {
-  if (event_.actions.has(voter.default_action)) return voter.default_action;
-  return mildest(event_.actions);
-}
+/// What was said without a look at the event may be something that it does not take.
+Action VcpuMachine::allowed(Action action) const { return event_.actions.has(action) ? action : mildest(event_.actions); }
 
 // Waiting --deadline, loss or bad reply--> Waiting: the default stands for what the agent would have said.
 Action VcpuMachine::default_vote(const Voter& voter) {
-  const Action action = allowed_default(voter);
+  const Action action = allowed(voter.default_action);
   if (!pending_.has(voter.slot)) return action;
   EventReply silent;
   silent.action = action;
@@ -141,6 +142,16 @@ Action VcpuMachine::default_vote(const Voter& voter) {
   return action;
 }
 
+// Waiting --not what the agent wants to be asked about--> Waiting: its filter's word is its vote.
+void VcpuMachine::filter_vote(const Voter& voter, Action action) {
+  EventReply reply;
+  reply.action = allowed(action);
+  merge_cookie(reply);
+  merge_action(voter, reply.action);
+  ++filtered_;
+  note(voter.id, reply.action, false);
+}
+
 void VcpuMachine::release_one(const Voter& voter) {
   if (!pending_.has(voter.slot)) return;
   if (owed_[voter.slot] > 1) {
@@ -152,6 +163,7 @@ void VcpuMachine::release_one(const Voter& voter) {
 
 void VcpuMachine::forget(AgentSlot slot) {
   seen_.remove(slot);
+  with_cookie_.remove(slot);
   asked_.remove(slot);
 }
 
@@ -186,7 +198,9 @@ Verdict VcpuMachine::finish() {
   verdict.decided_by = action_from_.given ? action_from_.id : AgentId{};
   verdict.votes = votes_;
   verdict.defaults = defaults_;
+  verdict.filtered = filtered_;
   verdict.seen = seen_;
+  verdict.with_cookie = with_cookie_;
   if (!std::holds_alternative<std::monostate>(verdict.reply.value)) verdict.value_by = value_from_.id;
   if (regs_from_.given) verdict.registers_by = regs_from_.id;
   verdict.set_registers = regs_from_.given;
@@ -197,6 +211,15 @@ Verdict VcpuMachine::finish() {
   }
   waiting_ = false;
   return verdict;
+}
+
+bool VcpuMachine::turn_stale(Verdict& verdict) const {
+  verdict.reply.action = allowed(Action::Retry);
+  verdict.reply.value = std::monostate{};
+  verdict.reply.trap_access = verdict.reply.step_over = false;
+  verdict.set_registers = false;
+  verdict.value_by = verdict.registers_by = verdict.xsave_by = AgentId{};
+  return verdict.reply.action == Action::Retry;
 }
 
 void VcpuMachine::abandon() {

@@ -27,6 +27,8 @@ struct Verdict {
   AgentId decided_by;          ///< whose action it is; 0: no agent decided
   unsigned votes = 0;          ///< agents whose own reply counted
   unsigned defaults = 0;       ///< agents whose default was taken instead
+  unsigned filtered = 0;       ///< agents whose filter answered for them
+  AgentSet with_cookie;        ///< agents whose own reply carried one
   AgentSet seen;               ///< agents that were told of the event
   AgentId value_by;            ///< whose value the reply carries; 0: it carries none
   AgentId registers_by;        ///< whose registers are loaded; 0: none are
@@ -55,7 +57,8 @@ class VcpuMachine {
   [[nodiscard]] TimePoint since() const { return since_; }
 
   /// Running --event--> Waiting. Nobody owes a reply yet. REQUIRES: !waiting().
-  void begin(const Event& event, Seq hypervisor_seq, Seq event_seq, TimePoint now);
+  /// `cookie` is what the event carries for agents: the generation of its address space.
+  void begin(const Event& event, Seq hypervisor_seq, Seq event_seq, std::uint64_t cookie, TimePoint now);
   /// The agent was told of the event.
   void tell(AgentSlot slot) { seen_.add(slot); }
   /// The agent owes one (more) reply until `deadline`. REQUIRES: waiting().
@@ -82,6 +85,9 @@ class VcpuMachine {
   /// The agent's default in place of all that it still owes; what it staged is dropped. Returns the action taken.
   Action default_vote(const Voter& voter);
 
+  /// What the agent's filter answers for it; it was not told of the event and owes nothing. REQUIRES: !owes(slot).
+  void filter_vote(const Voter& voter, Action action);
+
   /// One owed reply less, without a vote while others are owed; the last one ends in the default.
   void release_one(const Voter& voter);
   /// The agent is gone: the place that it had means somebody else from now on. REQUIRES: !owes(slot).
@@ -92,6 +98,9 @@ class VcpuMachine {
   /// The earliest deadline of those who owe; nullopt: nobody does.
   [[nodiscard]] std::optional<TimePoint> next_deadline() const;
 
+  /// What was said and staged is based on memory that has changed since: it is tried again, and nothing is loaded. Of an
+  /// event that takes no RETRY the mildest action is left. Returns whether RETRY it is. REQUIRES: waiting().
+  bool turn_stale(Verdict& verdict) const;
   /// Waiting --last vote--> Running: what to answer. REQUIRES: waiting() and pending() is empty.
   [[nodiscard]] Verdict finish();
   /// Waiting --link lost--> Running: there is nobody to answer to.
@@ -118,7 +127,7 @@ class VcpuMachine {
   void merge_cookie(const EventReply& reply);
   void merge_staged(const Voter& voter);
   [[nodiscard]] Staged& staged_of(AgentSlot slot);
-  [[nodiscard]] Action allowed_default(const Voter& voter) const;
+  [[nodiscard]] Action allowed(Action action) const;
 
   bool waiting_ = false;
   Event event_;
@@ -128,6 +137,7 @@ class VcpuMachine {
   AgentSet pending_;
   AgentSet asked_;
   AgentSet seen_;
+  AgentSet with_cookie_;
   std::array<TimePoint, kAgentsPerGuestMax> deadlines_{};
   std::array<std::uint16_t, kAgentsPerGuestMax> owed_{};
   std::vector<Staged> staged_;
@@ -141,6 +151,7 @@ class VcpuMachine {
   std::vector<std::byte> xsave_;
   std::vector<Vote> said_;
   unsigned votes_ = 0;
+  unsigned filtered_ = 0;
   unsigned defaults_ = 0;
 };
 

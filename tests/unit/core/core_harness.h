@@ -45,6 +45,7 @@ struct HypervisorState {
   };
   std::vector<Vcpu> vcpus;
   std::map<std::uint64_t, std::uint8_t> pages;  ///< only those with less than every right
+  std::map<std::uint64_t, std::vector<std::byte>> patches;
   friend bool operator==(const HypervisorState&, const HypervisorState&) = default;
 };
 
@@ -149,6 +150,13 @@ class Guest {
     e.data = data;
     step([&](Effects& out) { machine.on_hypervisor_message(seq, Upward{e}, now, out); });
     return seq;
+  }
+  Seq patch(AgentId agent, std::uint64_t gpa, const std::vector<std::byte>& bytes = {std::byte{0xcc}},
+            unsigned flags = KVMI_WRITE_PATCH) {
+    return command(agent, WritePhysical{Gpa{gpa}, AddressSpace::Normal, static_cast<std::uint16_t>(flags), 0, bytes, {}});
+  }
+  Seq unpatch(AgentId agent, std::uint64_t gpa, std::size_t size = 1) {
+    return patch(agent, gpa, std::vector<std::byte>(size), KVMI_WRITE_UNPATCH);
   }
   void vote(AgentId agent, const EventReply& reply) {
     const ToAgent* told = last_event(agent);
@@ -317,6 +325,11 @@ class Guest {
                            state.pages[gfn] = entry.access;
                        }
                    },
+                   [&](const WritePhysical& c) {
+                     if ((c.flags & KVMI_WRITE_PATCH) != 0) state.patches[c.gpa.value] = {c.data.begin(), c.data.end()};
+                     if ((c.flags & KVMI_WRITE_UNPATCH) != 0) state.patches.erase(c.gpa.value);
+                     reply.body = WritePhysicalReply{};
+                   },
                    [&](const auto&) {},
                },
                sent.command);
@@ -344,6 +357,13 @@ class Guest {
                          auto copy = std::make_shared<std::vector<std::byte>>(xsave->area.begin(), xsave->area.end());
                          kept_.push_back(copy);
                          sent.command = SetXsave{xsave->vcpu, *copy};
+                       }
+                       if (auto* write = std::get_if<WritePhysical>(&sent.command)) {
+                         for (Bytes* bytes : {&write->data, &write->expected}) {
+                           auto copy = std::make_shared<std::vector<std::byte>>(bytes->begin(), bytes->end());
+                           kept_.push_back(copy);
+                           *bytes = *copy;
+                         }
                        }
                        to_hypervisor.push_back(sent);
                        unanswered.push_back(sent);

@@ -197,10 +197,6 @@ TEST_CASE("a bad reply gets a notice and counts as the default", "[deadline]") {
   SECTION("data where none are taken") { bad.value = NewData{}; }
   SECTION("an access trap of no page fault") { bad.trap_access = true; }
   SECTION("a step over that is no retry") { bad.step_over = true; }
-  SECTION("a cookie where none is kept") {
-    bad.has_cookie = true;
-    bad.cookie = 5;
-  }
   t.guest.vote(t.agent, bad);
   REQUIRE(t.guest.verdict(seq)->action == Action::Skip);
   REQUIRE(t.guest.verdict(seq)->vcpu == VcpuId{0});

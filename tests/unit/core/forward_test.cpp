@@ -116,17 +116,20 @@ TEST_CASE("an unknown message is answered ENOSYS, a malformed command EINVAL wit
   REQUIRE(guest.answer_to(agent, Seq{8})->text == "cut");
 }
 
-TEST_CASE("writes with cookies, expectations or patches are refused, not done without them", "[forward]") {
+TEST_CASE("a write with expected bytes is the hypervisor's to compare", "[forward]") {
   Guest guest;
   const AgentId agent = guest.attach();
   const std::vector<std::byte> data(4);
-  for (const std::uint16_t flags : {KVMI_WRITE_COOKIE, KVMI_WRITE_EXPECT, KVMI_WRITE_PATCH, KVMI_WRITE_UNPATCH}) {
-    const Seq seq = guest.command(agent, WritePhysical{Gpa{0}, AddressSpace::Normal, flags, 0, data, {}});
-    REQUIRE(guest.error_of(agent, seq) == ErrorCode::NotSupported);
-  }
-  REQUIRE(guest.sent<WritePhysical>() == 0);
-  REQUIRE(guest.error_of(agent, guest.command(agent, WritePhysical{Gpa{0}, AddressSpace::Normal, 0, 0, data, {}})) ==
-          ErrorCode::None);
+  const auto write = [&] {
+    return guest.command(agent, WritePhysical{Gpa{0}, AddressSpace::Normal, KVMI_WRITE_EXPECT, 0, data, data});
+  };
+  REQUIRE(guest.error_of(agent, write()) == ErrorCode::None);
+  const auto* sent = std::get_if<WritePhysical>(&guest.to_hypervisor.back().command);
+  REQUIRE(sent != nullptr);
+  REQUIRE(sent->flags == KVMI_WRITE_EXPECT);
+  REQUIRE(sent->expected.size() == data.size());
+  guest.refuse = [](const ToHypervisor&) { return ErrorCode::Stale; };
+  REQUIRE(guest.error_of(agent, write()) == ErrorCode::Stale);
 }
 
 TEST_CASE("the memory map is the hypervisor's word", "[forward]") {

@@ -158,38 +158,6 @@ TEST_CASE("an access trap is set by one voter and dropped by a stricter action",
   REQUIRE(t.guest.verdict(seq)->trap_access == (other == Action::Allow));
 }
 
-TEST_CASE("of several cookies the one that makes the merged reply stale in time goes to the hypervisor", "[merge]") {
-  TwoDeciders t;
-  const Seq seq = t.guest.event(0, HypercallData{}, kEveryAction, 50);
-  const auto cookie = [&](AgentId agent, Action action, std::uint64_t value) {
-    EventReply reply = t.guest.reply_to(agent, action);
-    reply.has_cookie = true;
-    reply.cookie = value;
-    t.guest.vote(agent, reply);
-  };
-  SECTION("two that allow: the oldest") {
-    cookie(t.a, Action::Allow, 40);
-    cookie(t.b, Action::Allow, 30);
-    REQUIRE(t.guest.verdict(seq)->has_cookie);
-    REQUIRE(t.guest.verdict(seq)->cookie == 30);
-  }
-  SECTION("two that skip: the newest") {
-    cookie(t.a, Action::Skip, 40);
-    cookie(t.b, Action::Skip, 30);
-    REQUIRE(t.guest.verdict(seq)->cookie == 40);
-  }
-  SECTION("a skip without one: none") {
-    cookie(t.a, Action::Skip, 40);
-    t.guest.vote(t.b, Action::Skip);
-    REQUIRE_FALSE(t.guest.verdict(seq)->has_cookie);
-  }
-  SECTION("that of a milder action does not count") {
-    cookie(t.a, Action::Allow, 40);
-    t.guest.vote(t.b, Action::Crash);
-    REQUIRE_FALSE(t.guest.verdict(seq)->has_cookie);
-  }
-}
-
 TEST_CASE("staged registers go out just before the reply, in the same effects", "[merge][registers]") {
   TwoDeciders t(1, 9);
   const Seq seq = t.guest.event(1);
