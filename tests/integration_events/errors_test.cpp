@@ -45,6 +45,14 @@ ErrorCode set_access(Stage& stage, const kvmi_page_access_entry& entry, AddressS
   return told(stage, SetPageAccess{space, std::span<const kvmi_page_access_entry>(&entry, 1)});
 }
 
+/// So many times "vcpu == 0".
+ErrorCode filter(Stage& stage, EventKind event, std::size_t terms) {
+  kvmi_filter_term term{};
+  term.field = KVMI_FILTER_VCPU;
+  const std::vector<kvmi_filter_term> all(terms, term);
+  return told(stage, SetFilter{kAllVcpus, event, Action::Allow, std::span<const kvmi_filter_term>(all)});
+}
+
 ErrorCode read(Stage& stage, std::vector<kvmi_read_range> ranges) {
   return told(stage, ReadPhysical{AddressSpace::Normal, std::span<const kvmi_read_range>(ranges)});
 }
@@ -214,7 +222,8 @@ std::vector<ErrorRow> error_rows() {
       {"TRANSLATE_GVA", E::Fault, false, sends(TranslateGva{kVcpu, Gva{std::uint64_t{1} << 63U}})},
       {"GET_MEMORY_MAP", E::Invalid, false, sends(GetMemoryMap{static_cast<AddressSpace>(2)})},
       {"SET_FILTER", E::Invalid, false, sends(SetFilter{kAllVcpus, static_cast<EventKind>(0x3f), {}, {}})},
-      {"SET_FILTER", E::NotServed, false, sends(SetFilter{kAllVcpus, EventKind::Cr, {}, {}})},
+      {"SET_FILTER", E::Busy, false, [](Stage& s) { return filter(s, EventKind::Cr, KVMI_FILTER_TERMS_MAX + 1); }},
+      {"SET_FILTER", E::NotPermitted, false, [](Stage& s) { return filter(s, EventKind::Msr, 1); }, "limited"},
       {"SET_XSAVE", E::TryAgain, false, xsave_of_running},
       {"SET_XSAVE", E::Invalid, true, staged_xsave},
       {"GET_XCR", E::Invalid, false, sends(GetXcr{kVcpu, 1})},
