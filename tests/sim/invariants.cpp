@@ -1,0 +1,576 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// What goes in and comes out: events and their answers, commands and their replies, notices.
+#include "tests/sim/invariants.h"
+
+#include <algorithm>
+
+#include "protocol/result.h"
+
+namespace kvmid::sim {
+
+namespace {
+
+constexpr std::string_view kI1 = "I1 events are answered once";
+constexpr std::string_view kI5 = "I5 an agent sees only what is its own";
+constexpr std::string_view kI7 = "I7 commands are answered once";
+/// The shell's timer may be late by so much.
+constexpr Duration kTimerSlack = microseconds(1000);
+
+[[noreturn]] void violated(std::string_view invariant, const std::string& text) {
+  throw Violation(std::string(invariant), text);
+}
+std::string agent_text(AgentId id) { return "agent " + std::to_string(id.value); }
+std::string event_text(const Event& event) {
+  return std::string(name_of(event.kind())) + " of vCPU " + std::to_string(event.vcpu.value);
+}
+
+Action allowed(Action wanted, ActionSet actions) { return actions.has(wanted) ? wanted : core::mildest(actions); }
+
+}  // namespace
+
+// ---- inputs ----
+
+Watch::Agent* Watch::find(AgentId id) {
+  for (Agent& agent : agents_)
+    if (agent.id == id) return &agent;
+  return nullptr;
+}
+Watch::Agent& Watch::must_find(AgentId id, std::string_view what) {
+  if (Agent* agent = find(id)) return *agent;
+  violated(kI5, std::string(what) + " for " + agent_text(id) + ", which is not there (any more)");
+}
+bool Watch::is_uncertain(AgentId id) const {
+  for (const Agent& agent : agents_)
+    if (agent.id == id) return agent.uncertain;
+  return false;
+}
+
+void Watch::connect_in(bool another_guest) {
+  input_ = Input::Hypervisor;
+  another_guest_ = another_guest;
+  asking_ = true;
+  link_closed_ = false;
+}
+void Watch::link_lost_in() {
+  input_ = Input::Hypervisor;
+  on_link_closed();
+}
+void Watch::on_link_closed() {
+  link_up_ = asking_ = false;
+  commands_.clear();
+  unhook_.reset();
+  for (unsigned i = 0; i < kVcpus; ++i) {
+    open_[i].reset();
+    ended_[i].reset();
+    windows_[i] = Window{};
+  }
+  for (Agent& agent : agents_) agent.pauses_asked = agent.pauses_told = {};
+}
+
+void Watch::event_in(Seq seq, const Event& event, TimePoint now) {
+  input_ = Input::Hypervisor;
+  if (garbage_ || !link_up_) return;
+  counts_.add(Seen::Events);
+  if (event.kind() == EventKind::Unhook) {
+    unhook_ = seq;
+    counts_.add(Seen::Unhooks);
+    for (auto& open : open_)  // what was said so far counts, the rest becomes defaults
+      if (open) open->seen_in_window = true;
+    return;
+  }
+  const unsigned index = event.vcpu.value;
+  if (index >= kVcpus || open_[index]) violated("model", "a vCPU of the model sent an event while it waits");
+  OpenEvent& open = open_[index].emplace();
+  open.seq = seq;
+  open.event = event;
+  open.arrived = open.limit = now;
+  open.through_patch = hypervisor_.hit_patch(event.vcpu, seq);
+  const auto kind = static_cast<std::size_t>(event.kind());
+  for (const Agent& agent : agents_) open.uncertain = open.uncertain || agent.filters[index][kind] != 0;
+  if (!commands_.empty()) busy_since_ = now;
+  Window& window = windows_[index];
+  const bool ends_step = event.kind() == EventKind::Singlestep || event.kind() == EventKind::Breakpoint ||
+                         event.kind() == EventKind::CreateVcpu;
+  if (window.replied && ends_step) window = Window{};
+  if (const auto* hit = std::get_if<BreakpointData>(&event.data)) {
+    const bool patched = anybody_patches(hit->gpa.value) || hypervisor_.told().patch_at(hit->gpa.value) != nullptr;
+    if (open.through_patch || patched) window = Window{true, false, now};
+    if (open.through_patch && !patched) counts_.add(Seen::LateHits);
+  }
+}
+
+void Watch::reply_in(Seq seq, const CommandReply& reply) {
+  input_ = Input::Hypervisor;
+  input_error_ = reply.error != ErrorCode::None;
+  std::erase_if(commands_, [&](const OpenCommand& open) { return open.seq == seq; });
+  if (const auto* read = std::get_if<ReadPhysicalReply>(&reply.body)) {
+    read_data_.assign(read->data.begin(), read->data.end());
+    has_read_data_ = true;
+  }
+}
+
+void Watch::attached(AgentId id, const core::Grant& grant, std::uint32_t flags) {
+  Agent& agent = agents_.emplace_back();
+  agent.id = id;
+  agent.grant = grant;
+  agent.flags = flags;
+}
+
+void Watch::lost_in(AgentId id) {
+  bool owed = false;
+  for (auto& open : open_) {
+    if (!open) continue;
+    for (Decider& decider : open->deciders) {
+      if (decider.id != id) continue;
+      owed = owed || decider.voted < decider.owed;
+      if (decider.voted < decider.owed) decider.defaulted = true;
+    }
+  }
+  counts_.add(Seen::AgentsLost);
+  if (owed) counts_.add(Seen::AgentsLostOwing);
+  std::erase_if(agents_, [&](const Agent& agent) { return agent.id == id; });
+}
+
+void Watch::message_in(AgentId id, Seq seq, const Downward& message) {
+  input_ = Input::Agent;
+  input_agent_ = id;
+  input_seq_ = seq;
+  Agent* agent = find(id);
+  if (agent == nullptr) return;
+  if (const auto* reply = std::get_if<EventReply>(&message)) {
+    if (reply->vcpu.value >= kVcpus) return;
+    auto& open = open_[reply->vcpu.value];
+    if (!open || open->agents_seq != seq) return;
+    for (Decider& decider : open->deciders) {
+      if (decider.id != id || decider.voted >= decider.owed || decider.defaulted) continue;
+      decider.tentative = true;
+      decider.action = std::max(decider.action, reply->action);
+      decider.step_over = decider.step_over || reply->step_over;
+      ++decider.voted;
+    }
+    return;
+  }
+  counts_.add(Seen::Commands);
+  Pending pending;
+  pending.seq = seq;
+  if (const auto* unknown = std::get_if<UnknownMessage>(&message)) {
+    pending.id = unknown->id;
+    counts_.add(Seen::UnknownIds);
+  } else {
+    const Command& command = std::get<Command>(message);
+    pending.id = static_cast<std::uint16_t>(id_of(command));
+    pending.is_wish = Wish::read(command, pending.wish);
+    if (pending.wish.id == CommandId::SetFilter) pending.wish.filter.number = ++filter_numbers_;
+    if (const auto* read = std::get_if<ReadPhysical>(&command))
+      for (std::size_t i = 0; i < read->ranges.size(); ++i) pending.read_bytes += read->ranges[i].size;
+    if (pending.wish.id == CommandId::PauseVcpu)
+      for (unsigned i = 0; i < kVcpus; ++i)
+        if (pending.wish.names(i)) ++agent->pauses_asked[i];
+  }
+  agent->pending.push_back(std::move(pending));
+}
+
+void Watch::malformed_in(AgentId id, Seq seq, std::uint16_t command) {
+  input_ = Input::Agent;
+  input_agent_ = id;
+  input_seq_ = seq;
+  counts_.add(Seen::Malformed);
+  Agent* agent = find(id);
+  if (agent == nullptr) return;
+  if (command != KVMI_MSG_EVENT_REPLY) {
+    Pending& pending = agent->pending.emplace_back();
+    pending.seq = seq;
+    pending.id = command;
+    return;
+  }
+  for (auto& open : open_)
+    if (open && open->agents_seq == seq)
+      for (Decider& decider : open->deciders)
+        if (decider.id == id) decider.defaulted = true;
+}
+
+void Watch::grant_in(AgentId id, const core::Grant& grant, const core::GuestMachine& machine) {
+  input_ = Input::GrantChanged;
+  input_agent_ = id;
+  counts_.add(Seen::GrantsChanged);
+  Agent* agent = find(id);
+  if (agent == nullptr) return;
+  agent->grant = grant;
+  // Of a change that is under way nobody outside can say whether policy came before or after it.
+  for (const Pending& pending : agent->pending) agent->uncertain = agent->uncertain || pending.is_wish;
+  for (auto& open : open_)
+    if (open)
+      for (const Decider& decider : open->deciders)
+        if (decider.id == id) open->uncertain = true;
+  enforce(*agent, machine);
+}
+
+void Watch::grant_lost_in(AgentId id) {
+  input_ = Input::GrantLost;
+  input_agent_ = id;
+  counts_.add(Seen::GrantsLost);
+}
+
+/// What policy and hypervisor do not give (any more) is taken.
+void Watch::enforce(Agent& agent, const core::GuestMachine& machine) {
+  const CommandSet commands = machine.commands_for(agent.grant);
+  const std::uint64_t events =
+      commands.has(CommandId::ControlEvents) ? machine.events_for(agent.grant).bits : std::uint64_t{0};
+  for (VcpuWish& vcpu : agent.has.vcpus) {
+    vcpu.events &= events;
+    vcpu.deciding &= agent.grant.role == Role::Observer ? 0 : vcpu.events;
+    if (!commands.has(CommandId::ControlCr)) vcpu.crs = 0;
+    if (!commands.has(CommandId::ControlMsr)) vcpu.msrs = 0;
+    if (!commands.has(CommandId::ControlSinglestep)) vcpu.step = false;
+  }
+  if (!commands.has(CommandId::SetPageAccess)) agent.has.pages.fill(kAllRights);
+  if (!commands.has(CommandId::WritePhysical)) agent.has.patches.clear();
+  if (!commands.has(CommandId::SetFilter)) agent.filters = {};
+}
+
+// ---- effects ----
+
+void Watch::effects(const core::Effects& effects, const core::GuestMachine& machine, TimePoint now) {
+  for (const core::Effect& effect : effects)
+    std::visit(Overloaded{
+                   [&](const core::SendCommand& e) { on_command(e, now); },
+                   [&](const core::SendEventReply& e) { on_event_reply(e, now); },
+                   [&](const core::SendEvent& e) { on_event(e, now); },
+                   [&](const core::SendReply& e) { on_reply(e); },
+                   [&](const core::SendNotice& e) { on_notice(e); },
+                   [&](const core::SendGuestOn& e) { must_find(e.agent, "GUEST_ON"); },
+                   [&](const core::SendGuestOff& e) { must_find(e.agent, "GUEST_OFF"); },
+                   [&](const core::CloseAgent& e) { on_close_agent(e); },
+                   [&](const core::CloseHypervisor& e) {
+                     const bool timed_out = !commands_.empty() && now - commands_.front().since >= command_timeout_;
+                     if (!garbage_ && !timed_out)
+                       violated(kI1, "the link of an honest hypervisor was closed: " + std::string(e.text));
+                     if (!garbage_) counts_.add(Seen::CommandTimeouts);
+                     garbage_ = false;
+                     link_closed_ = true;
+                     on_link_closed();
+                   },
+                   [&](const core::GuestReady&) {
+                     counts_.add(Seen::LinksUp);
+                     link_up_ = true;
+                     told_back_refused_ = false;
+                     for (Agent& agent : agents_) enforce(agent, machine);
+                   },
+                   [&](const core::Report& e) {
+                     if (e.fact == core::Fact::Decided && e.new_value) counts_.add(Seen::ValuesChanged);
+                   },
+               },
+               effect);
+  if (garbage_) violated(kI1, "garbage of a hypervisor did not cost it its link");
+  for (auto& open : open_)
+    if (open)
+      for (Decider& decider : open->deciders) decider.tentative = false;
+  input_ = Input::Other;
+  input_agent_ = {};
+  input_error_ = has_read_data_ = false;
+}
+
+void Watch::on_command(const core::SendCommand& e, TimePoint now) {
+  if (!link_up_ && !asking_) violated("I2 the hypervisor has the union", "a command was sent while there is no link");
+  commands_.push_back({e.seq, now});
+  if (link_up_) i2_somebody_wishes(e.command);
+}
+
+void Watch::on_event(const core::SendEvent& e, TimePoint now) {
+  Agent& agent = must_find(e.agent, "an event");
+  const unsigned index = e.event->vcpu.value;
+  if (index >= kVcpus || !open_[index] || !link_up_) violated(kI5, "an agent is told of an event that does not wait");
+  OpenEvent& open = *open_[index];
+  if (open.agents_seq != Seq{} && open.agents_seq != e.seq) violated(kI5, "one event was told under two seqs");
+  if (e.seq == Seq{}) violated(kI5, "an event was told with seq 0");
+  open.agents_seq = e.seq;
+  i5_may_see(agent, open, e.decide);
+  counts_.add(Seen::EventsTold);
+  const bool pause = open.event.kind() == EventKind::Pause;
+  const bool told = std::find(open.told.begin(), open.told.end(), e.agent) != open.told.end();
+  if (told && !pause) violated(kI5, agent_text(e.agent) + " was told twice of one event");
+  open.told.push_back(e.agent);
+  if (!e.decide) return;
+  open.limit = std::max(open.limit, now + microseconds(e.deadline_us));
+  if (pause) {
+    ++agent.pauses_told[index];
+    counts_.add(Seen::Pauses);
+  }
+  for (Decider& decider : open.deciders)
+    if (decider.id == e.agent) {
+      ++decider.owed;
+      return;
+    }
+  Decider& decider = open.deciders.emplace_back();
+  decider.id = e.agent;
+  decider.owed = 1;
+  decider.default_action = allowed(agent.grant.default_action, open.event.actions);
+}
+
+/// What the deciders said, as far as it can be known from outside; nullopt: nobody decided, or policy changed meanwhile.
+std::optional<Action> Watch::verdict_of(const OpenEvent& open, bool& step_over) const {
+  step_over = false;
+  if (open.uncertain || open.deciders.empty()) return std::nullopt;
+  Action strictest = Action::Allow;
+  for (const Decider& decider : open.deciders) {
+    if (decider.voted != 0) strictest = std::max(strictest, decider.action);
+    if (decider.voted < decider.owed || decider.defaulted) strictest = std::max(strictest, decider.default_action);
+    step_over = step_over || decider.step_over;
+  }
+  return strictest;
+}
+
+void Watch::on_event_reply(const core::SendEventReply& e, TimePoint now) {
+  if (e.reply.event == EventKind::Unhook) {
+    if (unhook_ != e.seq) violated(kI1, "an UNHOOK was answered that does not wait");
+    i4_nothing_remains("when UNHOOK is let through");
+    counts_.add(Seen::UnhooksConfirmed);
+    return;
+  }
+  const unsigned index = e.reply.vcpu.value;
+  OpenEvent* open = index < kVcpus && open_[index] ? &*open_[index] : nullptr;
+  i1_answer_is_due(open, e, now);
+  if (open->agents_seq != Seq{} && open->agents_seq != e.event_seq)
+    violated(kI1, "the answer says another seq than the agents were told");
+  open->agents_seq = e.event_seq;
+  i1_answer_is_the_verdict(*open, e.reply.action);
+  i8_hit_is_not_given_to_the_guest(*open, e.reply.action);
+
+  static constexpr std::array<Seen, 4> kVerdicts{Seen::VerdictAllow, Seen::VerdictRetry, Seen::VerdictSkip,
+                                                 Seen::VerdictCrash};
+  counts_.add(kVerdicts[static_cast<std::size_t>(e.reply.action)]);
+  counts_.add(open->deciders.empty() ? Seen::Unattended : Seen::Decided);
+  if (open->deciders.size() > 1) counts_.add(Seen::Merged);
+
+  Window& window = windows_[index];
+  if (window.open) {
+    window.replied = true;
+    window.since = now;
+    bool step_over = false;
+    const auto verdict = verdict_of(*open, step_over);
+    const bool steps = (!verdict && !open->uncertain && open->deciders.empty()) || verdict == Action::Allow ||
+                       (verdict == Action::Retry && step_over);
+    if (open->through_patch && steps) hypervisor_.promise_step(index, open->seq);
+    const bool certainly_not = verdict && !steps;
+    if (open->event.kind() == EventKind::Breakpoint && certainly_not) window = Window{};
+  }
+  ended_[index] = std::move(open_[index]);
+  open_[index].reset();
+}
+
+void Watch::on_reply(const core::SendReply& e) {
+  Agent& agent = must_find(e.agent, "a reply");
+  const auto found = std::find_if(agent.pending.begin(), agent.pending.end(),
+                                  [&](const Pending& pending) { return pending.seq == e.seq; });
+  if (found == agent.pending.end())
+    violated(kI7, agent_text(e.agent) + " got a reply to seq " + std::to_string(e.seq.value) + ", which is not open");
+  if (found->id != e.reply.id) violated(kI7, agent_text(e.agent) + " got a reply with the id of another command");
+  const Pending pending = std::move(*found);
+  agent.pending.erase(found);
+  if (e.reply.error != ErrorCode::None) {
+    counts_.add(Seen::CommandsRefused);
+    if (e.reply.error == ErrorCode::Busy) {
+      const bool patch = pending.wish.id == CommandId::WritePhysical;
+      counts_.add(patch ? Seen::PatchConflicts : Seen::OverQuota);
+    }
+    if (e.reply.text.empty()) violated(kI7, "an error without a sentence");
+    return;
+  }
+  counts_.add(Seen::CommandsGranted);
+  if (pending.id == KVMI_MSG_READ_PHYSICAL) i5_read_is_what_was_read(pending, e.reply);
+  if (pending.is_wish) granted(agent, pending, e.reply);
+}
+
+void Watch::on_notice(const core::SendNotice& e) {
+  must_find(e.agent, "a notice");
+  const Notice& notice = e.notice;
+  const auto about = [&]() -> OpenEvent* {
+    if (notice.vcpu.value >= kVcpus) return nullptr;
+    for (auto* events : {&open_, &ended_}) {
+      auto& open = (*events)[notice.vcpu.value];
+      if (open && open->agents_seq == notice.event_seq) return &*open;
+    }
+    return nullptr;
+  };
+  const auto decider_of = [&](OpenEvent* open) -> Decider* {
+    if (open == nullptr) return nullptr;
+    for (Decider& decider : open->deciders)
+      if (decider.id == e.agent) return &decider;
+    return nullptr;
+  };
+  switch (notice.kind) {
+    case NoticeKind::Expired: {
+      counts_.add(Seen::Expired);
+      Decider* decider = decider_of(about());
+      if (decider == nullptr || decider->voted >= decider->owed || decider->defaulted)
+        violated(kI5, agent_text(e.agent) + " is told that it missed a deadline that it did not have");
+      decider->defaulted = true;
+      return;
+    }
+    case NoticeKind::ReplyRefused: {
+      counts_.add(Seen::RepliesRefused);
+      if (input_ == Input::Agent && input_agent_ != e.agent && notice.error != ErrorCode::Busy)
+        violated(kI5, agent_text(e.agent) + " is told of a reply that another agent sent");
+      if (input_ != Input::Agent || input_agent_ != e.agent || notice.error == ErrorCode::Stale) return;
+      // Its vote of this input does not count; where it was owed, its default does.
+      for (auto* events : {&open_, &ended_})
+        for (auto& open : *events)
+          if (Decider* decider = decider_of(open ? &*open : nullptr)) {
+            if (open->agents_seq != notice.event_seq) continue;
+            if (decider->tentative) --decider->voted, decider->action = Action::Allow, decider->step_over = false;
+            decider->tentative = false;
+            if (decider->voted < decider->owed && notice.error == ErrorCode::Invalid) decider->defaulted = true;
+          }
+      return;
+    }
+    case NoticeKind::Demoted:
+      counts_.add(Seen::Demoted);
+      for (VcpuWish& vcpu : find(e.agent)->has.vcpus) vcpu.deciding = 0;
+      return;
+    case NoticeKind::Outcome: {
+      counts_.add(Seen::Outcomes);
+      OpenEvent* open = about();
+      if (open == nullptr) violated(kI5, agent_text(e.agent) + " is told how an event ended that is not known");
+      if (std::find(open->told.begin(), open->told.end(), e.agent) == open->told.end())
+        violated(kI5, agent_text(e.agent) + " is told how an event ended that it was not told of");
+      if (std::find(open->outcomes_told.begin(), open->outcomes_told.end(), e.agent) != open->outcomes_told.end())
+        violated(kI7, agent_text(e.agent) + " got two OUTCOME notices of one event");
+      open->outcomes_told.push_back(e.agent);
+      bool step_over = false;
+      const auto verdict = verdict_of(*open, step_over);
+      if (verdict && *verdict != notice.action && !(open->event.kind() == EventKind::Breakpoint && notice.action == Action::Retry))
+        violated(kI7, "OUTCOME of " + event_text(open->event) + " says " + std::string(name_of(notice.action)) +
+                          ", but the agents' verdict is " + std::string(name_of(*verdict)));
+      return;
+    }
+    case NoticeKind::Revoked: {
+      counts_.add(Seen::Revoked);
+      if (input_ == Input::GrantLost || (input_ == Input::GrantChanged && input_agent_ == e.agent)) return;
+      if (asking_ && link_up_ && !input_error_) {  // the first moment of a link: what it has less is known
+        return;
+      }
+      // What the hypervisor refused, or a patch that cannot be got past, is given up; the notice does not say which.
+      Agent& agent = *find(e.agent);
+      const bool patches = wishes(
+          agent, [](const Wishes& has) { return !has.patches.empty(); },
+          [](const Wish& wish) { return wish.flags != 0; });
+      if (!input_error_ && !patches) violated("I2 the hypervisor has the union", agent_text(e.agent) + " lost something, and nothing happened");
+      agent.uncertain = true;
+      return;
+    }
+    case NoticeKind::FrameRefused: return;
+  }
+}
+
+void Watch::on_close_agent(const core::CloseAgent& e) {
+  Agent& agent = must_find(e.agent, "a close");
+  if (input_ == Input::GrantLost && input_agent_ == e.agent) {
+    agent.closing = true;
+    return;
+  }
+  if (!another_guest_) violated(kI5, agent_text(e.agent) + " was closed for nothing");
+  counts_.add(Seen::AgentsReset);
+  if (!agent.pending.empty()) violated(kI7, agent_text(e.agent) + " was let go with open commands");
+  std::erase_if(agents_, [&](const Agent& a) { return a.id == e.agent; });
+}
+
+// ---- I1, I5, I8: events ----
+
+void Watch::i1_answer_is_due(const OpenEvent* open, const core::SendEventReply& e, TimePoint now) const {
+  if (!link_up_) violated(kI1, "an event was answered while there is no link");
+  if (open == nullptr || open->seq != e.seq)
+    violated(kI1, "event " + std::to_string(e.seq.value) + " was answered, and does not wait");
+  if (open->event.kind() != e.reply.event) violated(kI1, "an event was answered as one of another kind");
+  if (!open->event.actions.has(e.reply.action))
+    violated(kI1, event_text(open->event) + " was answered with " + std::string(name_of(e.reply.action)) +
+                      ", which it does not take");
+  if (e.reply.trap_access && (open->event.kind() != EventKind::PageFault || e.reply.action != Action::Allow))
+    violated(kI1, "TRAP_ACCESS where it does not belong");
+  if (e.reply.step_over) violated(kI1, "a hypervisor was asked to step over: that is done by kvmid");
+  if (!open->seen_in_window && now > open->limit + kTimerSlack)
+    violated(kI1, event_text(open->event) + " was answered after its deadline");
+}
+
+void Watch::i1_answer_is_the_verdict(const OpenEvent& open, Action action) const {
+  bool step_over = false;
+  const auto verdict = verdict_of(open, step_over);
+  if (!verdict || *verdict == action) return;
+  // At a patch ALLOW means to execute what is under it, which the hypervisor is told as RETRY once the patch is lifted.
+  const bool at_patch = open.event.kind() == EventKind::Breakpoint && windows_[open.event.vcpu.value].open;
+  if (at_patch && *verdict == Action::Allow && action == Action::Retry) return;
+  violated(kI1, event_text(open.event) + " was answered with " + std::string(name_of(action)) +
+                    ", but the strictest vote was " + std::string(name_of(*verdict)));
+}
+
+void Watch::i1_nobody_waits_too_long(TimePoint now) const {
+  for (const auto& open : open_) {
+    if (!open) continue;
+    Duration longest = kTimerSlack;
+    // Kept back while vCPUs step over patches one after another: each has a second to hold the others, and one to step;
+    // commands that the hypervisor is slow with come on top.
+    if (open->seen_in_window) longest += 2 * core::kStepOverMax * (kVcpus + 1) + 2 * command_timeout_;
+    if (now > open->limit + longest)
+      violated(kI1, event_text(open->event) + " has waited longer than any decider may hold it");
+  }
+}
+
+void Watch::i8_hit_is_not_given_to_the_guest(const OpenEvent& open, Action action) const {
+  if (open.through_patch && action == Action::Allow)
+    violated("I8 no hit is lost", event_text(open.event) + " was the INT3 of a patch, and is given to the guest");
+}
+
+void Watch::i5_may_see(const Agent& agent, const OpenEvent& open, bool decide) const {
+  const unsigned index = open.event.vcpu.value;
+  const EventKind kind = open.event.kind();
+  const auto no = [&](const std::string& why) {
+    violated(kI5, agent_text(agent.id) + " is told of a " + event_text(open.event) + " " + why);
+  };
+  if (stopping_ || unhook_) no("while everything is withdrawn");
+  if (kind == EventKind::Pause && decide) {
+    if (agent.pauses_told[index] >= agent.pauses_asked[index]) no("that it did not ask for");
+    if (!agent.grant.commands.has(CommandId::PauseVcpu)) no("that policy does not give it");
+    return;
+  }
+  if (!agent.grant.events.has(kind)) no("that policy does not give it");
+  const auto subscribed = wishes(
+      agent, [&](const Wishes& has) { return (has.vcpus[index].events & bit(kind)) != 0; },
+      [&](const Wish& wish) { return wish.id == CommandId::ControlEvents && wish.names(index) && (wish.events & bit(kind)) != 0; });
+  if (!subscribed) no("that it did not subscribe to");
+  if (decide && agent.grant.role != Role::Decider) no("to decide it, and may only observe");
+  const auto deciding = wishes(
+      agent, [&](const Wishes& has) { return (has.vcpus[index].deciding & bit(kind)) != 0; },
+      [&](const Wish& wish) { return wish.id == CommandId::ControlEvents && wish.role == Role::Decider; });
+  if (decide && !deciding) no("to decide it, and asked to observe");
+  if (const auto* cr = std::get_if<CrData>(&open.event.data))
+    if (!wishes(
+            agent, [&](const Wishes& has) { return ((has.vcpus[index].crs >> cr->cr) & 1U) != 0; },
+            [&](const Wish& wish) { return wish.id == CommandId::ControlCr && wish.number == cr->cr; }))
+      no("for a CR that it does not track");
+  if (const auto* msr = std::get_if<MsrData>(&open.event.data))
+    if (!wishes(
+            agent, [&](const Wishes& has) { return ((has.vcpus[index].msrs >> msr_index(msr->msr)) & 1U) != 0; },
+            [&](const Wish& wish) { return wish.id == CommandId::ControlMsr && wish.number == msr->msr; }))
+      no("for an MSR that it does not track");
+  if (kind == EventKind::Singlestep)
+    if (!wishes(
+            agent, [&](const Wishes& has) { return has.vcpus[index].step; },
+            [](const Wish& wish) { return wish.id == CommandId::ControlSinglestep; }))
+      no("and does not step that vCPU");
+  if (const auto* fault = std::get_if<PageFaultData>(&open.event.data)) {
+    const std::uint64_t gfn = fault->gpa.value >> kPageShift;
+    if (!wishes(
+            agent, [&](const Wishes& has) { return (fault->access & ~has.pages[gfn]) != 0; },
+            [](const Wish& wish) { return wish.id == CommandId::SetPageAccess; }))
+      no("on a page that it does not restrict");
+  }
+  if (const auto* hit = std::get_if<BreakpointData>(&open.event.data); hit != nullptr && open.through_patch)
+    if (!wishes(
+            agent, [&](const Wishes& has) { return has.patch_at(hit->gpa.value) != nullptr; },
+            [&](const Wish& wish) { return wish.flags != 0 && wish.patch.gpa == hit->gpa.value; }))
+      no("at a patch that is not its own");
+  const std::uint32_t number = agent.filters[index][static_cast<std::size_t>(kind)];
+  for (const FilterCopy& filter : agent.filter_copies)
+    if (filter.number == number && number != 0 && matches(filter, open.event) == false) no("that its filter keeps from it");
+}
+
+}  // namespace kvmid::sim

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#pragma once
+
+/// What must hold of a guest, whatever happens.
+///
+/// Purpose:  stands where the shell stands: sees every input of the core and every effect, in order, keeps by itself what
+///           follows from them (who wishes what, who owes what), and compares that with the core and with the hypervisor.
+/// Shapes:   *_in() before an input, effects() with what it made, check() after every step.
+/// Errors:   Violation with the name of the invariant:
+///             I1 each event is answered once, in time, with an action that it takes, as its deciders said
+///             I2 the hypervisor has the union of confirmed wishes, and is never told what nobody wishes
+///             I3 page rights are the AND of all views
+///             I4 nothing of a departed agent remains
+///             I5 an agent sees only what it has a right to, and what is meant for it
+///             I6 accounts say what is held
+///             I7 each command is answered once
+///             I8 no hit of a patch is lost, or given to the guest
+/// Bounds:   everything is kept per vCPU, agent and open command; nothing grows with the length of the run.
+
+#include <optional>
+#include <vector>
+
+#include "daemon/core/guest_machine.h"
+#include "tests/sim/counts.h"
+#include "tests/sim/model_hypervisor.h"
+#include "tests/sim/shapes.h"
+
+namespace kvmid::sim {
+
+class Watch {
+ public:
+  Watch(ModelHypervisor& hypervisor, Counts& counts, Duration command_timeout)
+      : hypervisor_(hypervisor), counts_(counts), command_timeout_(command_timeout) {}
+
+  // ---- inputs ----
+  void connect_in(bool another_guest);
+  void link_lost_in();
+  void event_in(Seq seq, const Event& event, TimePoint now);
+  void reply_in(Seq seq, const CommandReply& reply);
+  void garbage_in() { garbage_ = true; }
+  void attached(AgentId id, const core::Grant& grant, std::uint32_t flags);
+  void lost_in(AgentId id);
+  void message_in(AgentId id, Seq seq, const Downward& message);
+  void malformed_in(AgentId id, Seq seq, std::uint16_t command);
+  void grant_in(AgentId id, const core::Grant& grant, const core::GuestMachine& machine);
+  void grant_lost_in(AgentId id);
+  void stop_in() { stopping_ = true; }
+
+  // ---- effects, and the state after them ----
+  void effects(const core::Effects& effects, const core::GuestMachine& machine, TimePoint now);
+  void check(const core::GuestMachine& machine, TimePoint now);
+
+  /// Its wishes are not known any more (something was revoked without saying what): it is to be let go.
+  [[nodiscard]] bool is_uncertain(AgentId id) const;
+  [[nodiscard]] bool link_up() const { return link_up_; }
+  [[nodiscard]] bool unhooking() const { return unhook_.has_value(); }
+  /// The core has closed the link since the last connect.
+  [[nodiscard]] bool link_closed() const { return link_closed_; }
+
+ private:
+  struct Pending {
+    Seq seq;
+    std::uint16_t id = 0;
+    bool is_wish = false;
+    Wish wish;
+    std::size_t read_bytes = 0;
+  };
+  struct Agent {
+    AgentId id;
+    core::Grant grant;
+    std::uint32_t flags = 0;
+    bool closing = false;
+    bool uncertain = false;
+    Wishes has;
+    std::array<std::array<std::uint32_t, kEventCount>, kVcpus> filters{};  ///< numbers of filter_copies; 0: none
+    std::vector<FilterCopy> filter_copies;
+    std::vector<Pending> pending;
+    std::array<unsigned, kVcpus> pauses_asked{};
+    std::array<unsigned, kVcpus> pauses_told{};
+  };
+  struct Decider {
+    AgentId id;
+    unsigned owed = 0;
+    unsigned voted = 0;
+    bool defaulted = false;
+    bool tentative = false;  ///< the vote of this input, unless it is refused
+    bool step_over = false;
+    Action action{};  ///< the strictest it said
+    Action default_action{};
+  };
+  struct OpenEvent {
+    Seq seq;
+    Seq agents_seq;
+    Event event;
+    TimePoint arrived{};
+    TimePoint limit{};
+    bool through_patch = false;
+    bool uncertain = false;  ///< filters or a changed policy have a say in it
+    bool seen_in_window = false;
+    Duration hypervisor_busy{};
+    std::optional<Action> outcome;
+    std::vector<Decider> deciders;
+    std::vector<AgentId> told;
+    std::vector<AgentId> outcomes_told;
+  };
+  /// From a hit of a patch until its step is over: patches may be lifted, and replies kept back.
+  struct Window {
+    bool open = false;
+    bool replied = false;
+    TimePoint since{};
+  };
+  struct OpenCommand {
+    Seq seq;
+    TimePoint since{};
+  };
+  enum class Input : std::uint8_t { Other, Hypervisor, Agent, GrantChanged, GrantLost };
+
+  Agent* find(AgentId id);
+  Agent& must_find(AgentId id, std::string_view what);
+  void enforce(Agent& agent, const core::GuestMachine& machine);
+  /// The agent has it, or has asked for it and was not answered yet. `has(Wishes)`, `asks(Wish)`.
+  template <class Has, class Asks>
+  static bool wishes(const Agent& agent, Has&& has, Asks&& asks) {
+    if (has(agent.has)) return true;
+    for (const Pending& pending : agent.pending)
+      if (pending.is_wish && asks(pending.wish)) return true;
+    return false;
+  }
+  [[nodiscard]] bool anybody_patches(std::uint64_t gpa) const;
+
+  void on_command(const core::SendCommand& e, TimePoint now);
+  void on_event_reply(const core::SendEventReply& e, TimePoint now);
+  void on_event(const core::SendEvent& e, TimePoint now);
+  void on_reply(const core::SendReply& e);
+  void on_notice(const core::SendNotice& e);
+  void on_close_agent(const core::CloseAgent& e);
+  void on_link_closed();
+  void granted(Agent& agent, const Pending& pending, const CommandReply& reply);
+
+  // invariants.cpp, invariants_wishes.cpp: one function for each thing that must hold
+  void i1_answer_is_due(const OpenEvent* open, const core::SendEventReply& e, TimePoint now) const;
+  void i1_answer_is_the_verdict(const OpenEvent& open, Action action) const;
+  void i1_nobody_waits_too_long(TimePoint now) const;
+  void i2_somebody_wishes(const Command& command) const;
+  void i2_union_is_told(const Wishes& expected) const;
+  void i3_rights_are_the_and(const Wishes& expected) const;
+  void i4_the_gone_are_not_waited_for(const core::GuestInfo& info);
+  void i4_nothing_remains(std::string_view when) const;
+  void i5_may_see(const Agent& agent, const OpenEvent& open, bool decide) const;
+  void i5_read_is_what_was_read(const Pending& pending, const CommandReply& reply) const;
+  void i6_accounts(const core::GuestInfo& info);
+  void i7_all_are_answered() const;
+  void i8_hit_is_not_given_to_the_guest(const OpenEvent& open, Action action) const;
+  [[nodiscard]] std::optional<Action> verdict_of(const OpenEvent& open, bool& step_over) const;
+  [[nodiscard]] bool in_window(TimePoint now);
+  [[nodiscard]] Wishes union_of_agents() const;
+
+  ModelHypervisor& hypervisor_;
+  Counts& counts_;
+  Duration command_timeout_;
+  std::vector<Agent> agents_;
+  std::array<std::optional<OpenEvent>, kVcpus> open_;
+  std::array<std::optional<OpenEvent>, kVcpus> ended_;  ///< the last one, for OUTCOME
+  std::array<Window, kVcpus> windows_{};
+  std::vector<OpenCommand> commands_;
+  std::optional<Seq> unhook_;
+  bool link_up_ = false;
+  bool link_closed_ = false;
+  bool asking_ = false;
+  bool stopping_ = false;
+  bool garbage_ = false;  ///< what was just delivered must cost the link
+  bool another_guest_ = false;
+  bool told_back_refused_ = false;
+  TimePoint busy_since_{};
+  std::uint32_t filter_numbers_ = 0;
+
+  // of the input under way
+  Input input_{};
+  AgentId input_agent_{};
+  Seq input_seq_{};
+  bool input_error_ = false;
+  std::vector<std::byte> read_data_;
+  bool has_read_data_ = false;
+};
+
+}  // namespace kvmid::sim
