@@ -24,6 +24,8 @@ constexpr std::array kMembers{
     Member{"skipped", &GuestCounters::skipped},
     Member{"retried", &GuestCounters::retried},
     Member{"crashed", &GuestCounters::crashed},
+    Member{"filtered", &GuestCounters::filtered},
+    Member{"stepped_over", &GuestCounters::stepped_over},
     Member{"commands", &GuestCounters::commands},
     Member{"commands_refused", &GuestCounters::commands_refused},
     Member{"commands_forwarded", &GuestCounters::commands_forwarded},
