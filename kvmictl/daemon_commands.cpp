@@ -52,9 +52,13 @@ std::string limits_text(const Json& grant) {
          labelled("  deadline", field(grant, "deadline_ms") + " ms") +
          labelled("  default", field(grant, "default") + ", observer after " + field(grant, "strikes") + " misses") +
          labelled("  pause", field(grant, "pause_max_ms") + " ms at most") +
+         labelled("  writes", child(grant, "unconditional_writes") == Json(false)
+                                  ? "with a cookie or the expected bytes only"
+                                  : "with or without a condition") +
          labelled("  quota", field(quota, "requests") + " requests, " + field(quota, "queue_bytes") +
                                  " queued bytes, " + field(quota, "pages") + " pages, " + field(quota, "msrs") +
-                                 " MSRs, " + field(quota, "attachments") + " attachments");
+                                 " MSRs, " + field(quota, "patches") + " patches, " + field(quota, "filters") +
+                                 " filters, " + field(quota, "attachments") + " attachments");
 }
 
 }  // namespace

@@ -84,11 +84,14 @@ Json grant_json(const core::Grant& grant) {
               {"default", name_of(grant.default_action)},
               {"strikes", grant.strikes_max},
               {"pause_max_ms", grant.pause_max.count()},
+              {"unconditional_writes", grant.unconditional_writes},
               {"quota",
                {{"requests", grant.quota.requests_max},
                 {"queue_bytes", grant.quota.queue_bytes_max},
                 {"pages", grant.quota.pages_max},
                 {"msrs", grant.quota.msrs_max},
+                {"patches", grant.quota.patches_max},
+                {"filters", grant.quota.filters_max},
                 {"attachments", grant.quota.attachments_max}}}};
 }
 

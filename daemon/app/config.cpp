@@ -89,8 +89,8 @@ void read_limits(const Json& node, const std::string& path, io::Limits& out) {
   out.command_timeout = std::chrono::milliseconds(command_ms);
 }
 
-void read_ids(ObjectReader& reader, const char* key, std::vector<std::uint32_t>& out) {
-  if (const Json* value = reader.find(key)) out = ids_of(*value, reader.path_of(key));
+void read_ids(ObjectReader& reader, const char* key, IdNames names, std::vector<std::uint32_t>& out) {
+  if (const Json* value = reader.find(key)) out = ids_of(*value, reader.path_of(key), names);
 }
 
 void read_match(const Json& node, const std::string& path, core::Rule& rule) {
@@ -100,9 +100,9 @@ void read_match(const Json& node, const std::string& path, core::Rule& rule) {
   }
   if (!node.is_object()) fail(path, "must be \"*\" or an object with uid, gid or cid, is " + shown(node));
   ObjectReader reader(node, path);
-  read_ids(reader, "uid", rule.uids);
-  read_ids(reader, "gid", rule.gids);
-  read_ids(reader, "cid", rule.cids);
+  read_ids(reader, "uid", IdNames::Users, rule.uids);
+  read_ids(reader, "gid", IdNames::Groups, rule.gids);
+  read_ids(reader, "cid", IdNames::None, rule.cids);
   reader.finish();
   if (rule.uids.empty() && rule.gids.empty() && rule.cids.empty())
     fail(path, "names nobody; give uid, gid or cid, or \"*\" for everybody");
@@ -156,6 +156,8 @@ void read_quota(const Json& node, const std::string& path, core::Quota& out) {
   reader.number("queue_bytes", out.queue_bytes_max, 65536, 1U << 30U);  // no less than one message of the largest size
   reader.number("pages", out.pages_max, 0, 0xffffffffU);
   reader.number("msrs", out.msrs_max, 0, 0xffffffffU);
+  reader.number("patches", out.patches_max, 0, 0xffffffffU);
+  reader.number("filters", out.filters_max, 0, 0xffffffffU);
   reader.number("attachments", out.attachments_max, 1, 65536);
   reader.finish();
 }
@@ -184,6 +186,7 @@ core::Rule read_rule(const Json& node, const std::string& path, std::size_t numb
   grant.deadline = std::chrono::milliseconds(deadline_ms);
   grant.pause_max = std::chrono::milliseconds(pause_ms);
   reader.number("strikes", grant.strikes_max, 1, 1000000);
+  reader.flag("unconditional_writes", grant.unconditional_writes);
   if (const Json* quota = reader.find("quota")) read_quota(*quota, path + "/quota", grant.quota);
   reader.finish();
   return rule;
@@ -235,9 +238,9 @@ Config read_root(const Json& root, const Config& defaults) {
   if (const Json* v = reader.find("hypervisors")) {
     config.settings.hypervisor_peers = {};
     ObjectReader peers(*v, "/hypervisors");
-    read_ids(peers, "uid", config.settings.hypervisor_peers.uids);
-    read_ids(peers, "gid", config.settings.hypervisor_peers.gids);
-    read_ids(peers, "cid", config.settings.hypervisor_peers.cids);
+    read_ids(peers, "uid", IdNames::Users, config.settings.hypervisor_peers.uids);
+    read_ids(peers, "gid", IdNames::Groups, config.settings.hypervisor_peers.gids);
+    read_ids(peers, "cid", IdNames::None, config.settings.hypervisor_peers.cids);
     peers.finish();
   }
   if (const Json* v = reader.find("policy")) read_policy(*v, "/policy", config.settings.policy);

@@ -1,7 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "daemon/app/config_reader.h"
 
+#include <grp.h>
+#include <pwd.h>
+
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
 #include <set>
 
 namespace kvmid::app {
@@ -55,6 +60,45 @@ class DuplicateCheck {
   std::vector<Level> levels_;
 };
 
+constexpr std::uint32_t kIdMax = 0xfffffffeU;
+
+/// `lookup(buffer, found)` is one of the system's get...nam_r; `id_in(*found)` is what it is asked for.
+template <class Entry, class Lookup, class IdIn>
+std::uint32_t looked_up(const char* kind, const Json& name, const std::string& path, Lookup&& lookup, IdIn&& id_in) {
+  constexpr std::size_t kBufferMax = 16U << 20U;  // a group of very many members
+  std::vector<char> buffer(16384);
+  Entry entry{};
+  Entry* found = nullptr;
+  int error = 0;
+  while ((error = lookup(entry, buffer, found)) == ERANGE && buffer.size() < kBufferMax)
+    buffer.resize(buffer.size() * 2);
+  // POSIX lets these stand for "there is none" as well.
+  const bool none = error == 0 || error == ENOENT || error == ESRCH || error == EBADF || error == EPERM;
+  if (found != nullptr) return static_cast<std::uint32_t>(id_in(*found));
+  if (none) fail(path, std::string("there is no ") + kind + " " + shown(name));
+  fail(path, std::string("cannot look up the ") + kind + " " + shown(name) + ": " + std::strerror(error));
+}
+
+std::uint32_t user_id(const Json& name, const std::string& path) {
+  const std::string text = text_of(name, path);
+  return looked_up<passwd>(
+      "user", name, path,
+      [&](passwd& entry, std::vector<char>& buffer, passwd*& found) {
+        return ::getpwnam_r(text.c_str(), &entry, buffer.data(), buffer.size(), &found);
+      },
+      [](const passwd& entry) { return entry.pw_uid; });
+}
+
+std::uint32_t group_id(const Json& name, const std::string& path) {
+  const std::string text = text_of(name, path);
+  return looked_up<group>(
+      "group", name, path,
+      [&](group& entry, std::vector<char>& buffer, group*& found) {
+        return ::getgrnam_r(text.c_str(), &entry, buffer.data(), buffer.size(), &found);
+      },
+      [](const group& entry) { return entry.gr_gid; });
+}
+
 }  // namespace
 
 Json parse_strict(std::string_view text) {
@@ -92,11 +136,22 @@ std::string text_of(const Json& value, const std::string& path) {
   return text;
 }
 
-std::vector<std::uint32_t> ids_of(const Json& value, const std::string& path) {
-  if (!value.is_array()) fail(path, "must be a list of numbers, is " + shown(value));
+bool flag_of(const Json& value, const std::string& path) {
+  if (!value.is_boolean()) fail(path, "must be true or false, is " + shown(value));
+  return value.get<bool>();
+}
+
+std::vector<std::uint32_t> ids_of(const Json& value, const std::string& path, IdNames names) {
+  if (!value.is_array())
+    fail(path, std::string("must be a list of numbers") + (names == IdNames::None ? "" : " or names") + ", is " +
+                   shown(value));
   std::vector<std::uint32_t> out;
-  for (std::size_t i = 0; i < value.size(); ++i)
-    out.push_back(static_cast<std::uint32_t>(number_of(value[i], path + "/" + std::to_string(i), 0, 0xfffffffeU)));
+  for (std::size_t i = 0; i < value.size(); ++i) {
+    const std::string at = path + "/" + std::to_string(i);
+    const bool named = value[i].is_string() && names != IdNames::None;
+    if (!named) out.push_back(static_cast<std::uint32_t>(number_of(value[i], at, 0, kIdMax)));
+    else out.push_back(names == IdNames::Users ? user_id(value[i], at) : group_id(value[i], at));
+  }
   return out;
 }
 

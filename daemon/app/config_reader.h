@@ -32,8 +32,11 @@ std::string shown(const Json& value);
 /// Values at `path`, checked.
 std::uint64_t number_of(const Json& value, const std::string& path, std::uint64_t min, std::uint64_t max);
 std::string text_of(const Json& value, const std::string& path);
-/// A list of 32-bit ids.
-std::vector<std::uint32_t> ids_of(const Json& value, const std::string& path);
+bool flag_of(const Json& value, const std::string& path);
+/// What a list of ids may also name.
+enum class IdNames : std::uint8_t { None, Users, Groups };
+/// A list of 32-bit ids, and of names that the system's user database has for them now.
+std::vector<std::uint32_t> ids_of(const Json& value, const std::string& path, IdNames names);
 std::vector<std::string> texts_of(const Json& value, const std::string& path);
 
 /// One JSON object whose keys are all accounted for.
@@ -54,6 +57,9 @@ class ObjectReader {
   }
   void text(const char* key, std::string& out) {
     if (const Json* value = find(key)) out = text_of(*value, path_of(key));
+  }
+  void flag(const char* key, bool& out) {
+    if (const Json* value = find(key)) out = flag_of(*value, path_of(key));
   }
   /// An unknown key is an error that says which keys there are.
   void finish() const;

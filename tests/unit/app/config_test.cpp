@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "daemon/app/config.h"
 
+#include <grp.h>
+#include <pwd.h>
+
 #include <catch2/catch.hpp>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -47,9 +50,24 @@ TEST_CASE("each mistake in a configuration is named with its JSON path", "[confi
       {R"({"policy":[{"match":"all"}]})",
        "/policy/0/match: must be \"*\" or an object with uid, gid or cid, is \"all\""},
       {R"({"policy":[{"match":{}}]})", "/policy/0/match: names nobody; give uid, gid or cid, or \"*\" for everybody"},
-      {R"({"policy":[{"match":{"uid":["root"]}}]})",
-       "/policy/0/match/uid/0: must be between 0 and 4294967294, is \"root\""},
-      {R"({"policy":[{"match":{"uid":0}}]})", "/policy/0/match/uid: must be a list of numbers, is 0"},
+      {R"({"policy":[{"match":{"uid":[0,"no such user"]}}]})", "/policy/0/match/uid/1: there is no user \"no such user\""},
+      {R"({"policy":[{"match":{"gid":["no such group"]}}]})",
+       "/policy/0/match/gid/0: there is no group \"no such group\""},
+      {R"({"policy":[{"match":{"gid":[""]}}]})", "/policy/0/match/gid/0: there is no group \"\""},
+      {R"({"hypervisors":{"gid":["no such group"]}})", "/hypervisors/gid/0: there is no group \"no such group\""},
+      {R"({"policy":[{"match":{"gid":["a\u0000b"]}}]})", "/policy/0/match/gid/0: must not hold a zero byte"},
+      {R"({"policy":[{"match":{"uid":[-1]}}]})", "/policy/0/match/uid/0: must be between 0 and 4294967294, is -1"},
+      {R"({"policy":[{"match":{"cid":["root"]}}]})",
+       "/policy/0/match/cid/0: must be between 0 and 4294967294, is \"root\""},
+      {R"({"policy":[{"match":{"uid":0}}]})", "/policy/0/match/uid: must be a list of numbers or names, is 0"},
+      {R"({"policy":[{"match":{"cid":0}}]})", "/policy/0/match/cid: must be a list of numbers, is 0"},
+      {R"({"policy":[{"match":"*","unconditional_writes":0}]})",
+       "/policy/0/unconditional_writes: must be true or false, is 0"},
+      {R"({"policy":[{"match":"*","quota":{"patches":-1}}]})",
+       "/policy/0/quota/patches: must be between 0 and 4294967295, is -1"},
+      {R"({"policy":[{"match":"*","quota":{"filter":1}}]})",
+       "/policy/0/quota/filter: unknown key; there are: requests, queue_bytes, pages, msrs, patches, filters, "
+       "attachments"},
       {R"({"policy":[{"match":"*","role":"boss"}]})", "/policy/0/role: must be one of decider, observer, is \"boss\""},
       {R"({"policy":[{"match":"*","default":1}]})",
        "/policy/0/default: must be one of allow, retry, skip, crash, is 1"},
@@ -120,7 +138,8 @@ TEST_CASE("what a rule says is what it grants, and what it leaves out is the lea
   const auto config = parse_config(R"({"policy":[
       {"name":"guard","match":{"gid":[36]},"guests":["web*"],"commands":["READ_PHYSICAL"],"events":["cr","msr"],
        "role":"decider","priority":7,"deadline_ms":20,"pause_max_ms":500,"default":"crash","strikes":2,
-       "quota":{"requests":5,"queue_bytes":70000,"pages":9,"msrs":8,"attachments":3}},
+       "unconditional_writes":false,
+       "quota":{"requests":5,"queue_bytes":70000,"pages":9,"msrs":8,"patches":6,"filters":0,"attachments":3}},
       {"match":"*"}]})", kDefaults);
   REQUIRE(config);
   const auto& rules = config->settings.policy.rules;
@@ -141,7 +160,10 @@ TEST_CASE("what a rule says is what it grants, and what it leaves out is the lea
   REQUIRE(guard.quota.queue_bytes_max == 70000);
   REQUIRE(guard.quota.pages_max == 9);
   REQUIRE(guard.quota.msrs_max == 8);
+  REQUIRE(guard.quota.patches_max == 6);
+  REQUIRE(guard.quota.filters_max == 0);
   REQUIRE(guard.quota.attachments_max == 3);
+  REQUIRE_FALSE(guard.unconditional_writes);
 
   const core::Grant& rest = rules[1].grant;
   REQUIRE(rules[1].any_peer);
@@ -149,6 +171,29 @@ TEST_CASE("what a rule says is what it grants, and what it leaves out is the lea
   REQUIRE(rest.role == Role::Observer);
   REQUIRE(rest.events.bits == 0);
   REQUIRE_FALSE(rest.commands.has(CommandId::ReadPhysical));
+  REQUIRE(rest.unconditional_writes);
+  REQUIRE(rest.quota.patches_max == 1024);
+  REQUIRE(rest.quota.filters_max == 64);
+}
+
+TEST_CASE("users and groups are known by name as well as by number", "[config]") {
+  // root is the user and group 0 of every system; the others come from this one's database.
+  const passwd* user = ::getpwnam("nobody");
+  REQUIRE(user != nullptr);
+  const std::uint32_t nobody = user->pw_uid;
+  const group* group = ::getgrnam("daemon");
+  REQUIRE(group != nullptr);
+  const std::uint32_t daemon = group->gr_gid;
+  const auto config = parse_config(R"({"hypervisors":{"uid":["root"],"gid":["daemon",7]},
+      "policy":[{"match":{"uid":[5,"nobody","root"],"gid":["root","daemon"],"cid":[3]}}]})", kDefaults);
+  INFO((config ? "" : describe(config.error())));
+  REQUIRE(config);
+  const core::Rule& rule = config->settings.policy.rules.at(0);
+  REQUIRE(rule.uids == std::vector<std::uint32_t>{5, nobody, 0});
+  REQUIRE(rule.gids == std::vector<std::uint32_t>{0, daemon});
+  REQUIRE(rule.cids == std::vector<std::uint32_t>{3});
+  REQUIRE(config->settings.hypervisor_peers.uids == std::vector<std::uint32_t>{0});
+  REQUIRE(config->settings.hypervisor_peers.gids == std::vector<std::uint32_t>{daemon, 7});
 }
 
 TEST_CASE("an empty policy lets nobody in", "[config]") {
@@ -181,9 +226,16 @@ TEST_CASE("the schema names the same keys as the reader", "[config]") {
     for (std::string word; words >> word;) out.push_back(word.back() == ',' ? word.substr(0, word.size() - 1) : word);
     return out;
   };
+  const auto& rule_keys = schema.at("$defs").at("rule").at("properties");
+  const auto& quota_keys = rule_keys.at("quota").at("properties");
+  for (const auto& [key, value] : quota_keys.items())
+    REQUIRE(mistake(R"({"policy":[{"match":"*","quota":{)" "\"" + key + "\":false}}]}").find("unknown key") ==
+            std::string::npos);
+  for (const auto& key : listed(mistake(R"({"policy":[{"match":"*","quota":{"?":0}}]})")))
+    REQUIRE(quota_keys.contains(key));
   for (const auto& key : listed(mistake(R"({"?":0})"))) REQUIRE(schema.at("properties").contains(key));
   for (const auto& key : listed(mistake(R"({"policy":[{"match":"*","?":0}]})")))
-    REQUIRE(schema.at("$defs").at("rule").at("properties").contains(key));
+    REQUIRE(rule_keys.contains(key));
 }
 
 TEST_CASE("a file that is not there is an error with its reason", "[config]") {

@@ -142,6 +142,9 @@ TEST_CASE("without a question every rule is listed", "[kvmictl]") {
   REQUIRE(json["rules"].size() == 4);
   CHECK(json["rules"][3]["match"] == "*");
   CHECK(json["rules"][1]["grant"]["quota"]["attachments"] == 64);
+  CHECK(json["rules"][1]["grant"]["quota"]["patches"] == 1024);
+  CHECK(json["rules"][1]["grant"]["quota"]["filters"] == 64);
+  CHECK(json["rules"][1]["grant"]["unconditional_writes"] == true);
   PolicySources busy = sources();
   busy.running = [] { return nullptr; };
   CHECK(policy_answer("GET", "/v1/policy", "", busy).status == 503);
@@ -151,6 +154,15 @@ TEST_CASE("a configuration that is not in force is asked by POST, its mistakes h
   const auto good = policy_answer("POST", "/v1/policy?uid=9&guest=x",
                                   R"({"policy":[{"name":"new","match":{"uid":[9]}}]})", sources());
   CHECK(Json::parse(good.body)["rule"] == "new");
+  const auto careful = policy_answer(
+      "POST", "/v1/policy?uid=9&guest=x",
+      R"({"policy":[{"match":{"uid":[9]},"unconditional_writes":false,"quota":{"patches":3,"filters":2}}]})", sources());
+  const Json grant = Json::parse(careful.body)["grant"];
+  CHECK(grant["unconditional_writes"] == false);
+  CHECK(grant["quota"]["patches"] == 3);
+  CHECK(grant["quota"]["filters"] == 2);
+  CHECK(ctl::render_policy(Json::parse(careful.body), 0).find("with a cookie or the expected bytes only\n") !=
+        std::string::npos);
   const auto bad = policy_answer("POST", "/v1/policy?uid=9&guest=x", R"({"policy":7})", sources());
   CHECK(bad.status == 422);
   CHECK(Json::parse(bad.body)["error"]["path"] == "/policy");
@@ -176,5 +188,7 @@ TEST_CASE("an explanation for people", "[kvmictl]") {
   CHECK(text.starts_with("command WRITE_PHYSICAL on guest web-1: not allowed\nRule \"watchers\" decides."));
   CHECK(text.find("watchers  yes      the first rule that matches peer and guest\n") != std::string::npos);
   CHECK(text.find("  commands    READ_PHYSICAL\n") != std::string::npos);
+  CHECK(text.find("  writes      with or without a condition\n") != std::string::npos);
+  CHECK(text.find(" 512 MSRs, 1024 patches, 64 filters, 64 attachments\n") != std::string::npos);
   CHECK_FALSE(ctl::render_policy(Json::object(), 80).empty());
 }
