@@ -276,6 +276,8 @@ class Doctor {
     used("queued bytes", "queued_bytes", "queue_bytes");
     used("open requests", "requests_open", "requests");
     used("restricted pages", "pages", "pages");
+    used("patches", "patches", "patches");
+    used("filters", "filters", "filters");
   }
 
   /// Connections count per user (or CID), so they are summed before they are compared.

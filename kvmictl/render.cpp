@@ -104,6 +104,9 @@ std::string render_agents(const Json& answer, std::size_t width) {
                {"PID", Table::Align::Right, 0, 2},
                {"UID", Table::Align::Right, 0, 5},
                {"EXPIRED", Table::Align::Right, 0, 1},
+               {"PATCHES", Table::Align::Right, 0, 8},
+               {"FILTERS", Table::Align::Right, 0, 9},
+               {"FILTERED", Table::Align::Right, 0, 10},
                {"EVENTS", Table::Align::Left, 6, 7},
                {"POLICY", Table::Align::Left, 6, 6}});
   for (const auto& agent : agents) {
@@ -112,7 +115,8 @@ std::string render_agents(const Json& answer, std::size_t width) {
     table.add({field(agent, "id"), field(agent, "name"), control ? "(control)" : field(agent, "guest_name"),
                field(agent, "role") + (is_true(agent, "demoted") ? " (demoted)" : ""), field(agent, "priority"),
                deadline == "-" ? deadline : deadline + " ms", field(agent, "pid"), field(agent, "uid"),
-               field(agent, "expired"), joined(child(agent, "events")), field(agent, "policy")});
+               field(agent, "expired"), field(agent, "patches"), field(agent, "filters"), field(agent, "filtered"),
+               joined(child(agent, "events")), field(agent, "policy")});
   }
   return table.text(width);
 }
@@ -165,6 +169,8 @@ std::string render_agent(const Json& agent, const Json& guest, std::size_t width
   out += labelled("queue", field(agent, "queued_bytes") + " bytes");
   out += labelled("requests", field(agent, "requests_open") + " open");
   out += labelled("pages", field(agent, "pages") + " restricted");
+  out += labelled("patches", field(agent, "patches"));
+  out += labelled("filters", field(agent, "filters") + ", which kept " + field(agent, "filtered") + " events from it");
   out += labelled("events", joined(child(agent, "events"), " "), width);
   Table table({{"VCPU", Table::Align::Right},
                {"EVENT"},

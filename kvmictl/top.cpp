@@ -104,6 +104,7 @@ TopPicture compare(const TopSample& before, const TopSample& now) {
     // Without an earlier look at them counters say nothing of this second.
     if (!counters_before.is_null()) {
       row.decided = rate(grown(number(counters_before, "decided"), number(counters, "decided")));
+      row.filtered = rate(grown(number(counters_before, "filtered"), number(counters, "filtered")));
       row.expired = grown(number(counters_before, "expired"), number(counters, "expired"));
     }
     row.expired_ever = number(counters, "expired");
@@ -121,7 +122,11 @@ TopPicture compare(const TopSample& before, const TopSample& now) {
     row.queued_bytes = number(agent, "queued_bytes");
     row.requests = number(agent, "requests_open");
     row.strikes = number(agent, "strikes");
-    row.expired = grown(found == agents_before.end() ? 0 : number(*found->second, "expired"), number(agent, "expired"));
+    row.patches = number(agent, "patches");
+    static const Json kNothing;
+    const Json& old = found == agents_before.end() ? kNothing : *found->second;
+    row.expired = grown(number(old, "expired"), number(agent, "expired"));
+    row.filtered = rate(grown(number(old, "filtered"), number(agent, "filtered")));
     row.demoted = is_true(agent, "demoted");
     out.agents.push_back(std::move(row));
   }
@@ -151,11 +156,13 @@ std::string render_top(const TopPicture& picture, const TopSample& now, Terminal
                 {"AGENTS", Table::Align::Right, 0, 2},
                 {"EVENTS/S", Table::Align::Right},
                 {"DECIDED/S", Table::Align::Right},
+                {"FILTERED/S", Table::Align::Right, 0, 4},
                 {"EXPIRED", Table::Align::Right},
                 {"EVER", Table::Align::Right, 0, 1}});
   for (const auto& guest : picture.guests) {
     guests.add({guest.name, guest.state, std::to_string(guest.agents), rate_text(guest.events),
-                rate_text(guest.decided), std::to_string(guest.expired), std::to_string(guest.expired_ever)});
+                rate_text(guest.decided), rate_text(guest.filtered), std::to_string(guest.expired),
+                std::to_string(guest.expired_ever)});
   }
   Table agents({{"ID", Table::Align::Right},
                 {"AGENT", Table::Align::Left, 8},
@@ -163,12 +170,14 @@ std::string render_top(const TopPicture& picture, const TopSample& now, Terminal
                 {"ROLE", Table::Align::Left, 0, 2},
                 {"QUEUE", Table::Align::Right},
                 {"REQUESTS", Table::Align::Right, 0, 3},
+                {"PATCHES", Table::Align::Right, 0, 4},
+                {"FILTERED/S", Table::Align::Right, 0, 5},
                 {"STRIKES", Table::Align::Right},
                 {"EXPIRED", Table::Align::Right}});
   for (const auto& agent : picture.agents) {
     agents.add({std::to_string(agent.id), agent.name, agent.guest, agent.role + (agent.demoted ? " (demoted)" : ""),
-                bytes_text(agent.queued_bytes), std::to_string(agent.requests), std::to_string(agent.strikes),
-                std::to_string(agent.expired)});
+                bytes_text(agent.queued_bytes), std::to_string(agent.requests), std::to_string(agent.patches),
+                rate_text(agent.filtered), std::to_string(agent.strikes), std::to_string(agent.expired)});
   }
 
   // Guests get what they need of the room, and never less than half of it while agents want the rest.
@@ -202,6 +211,7 @@ Json top_json(const TopPicture& picture) {
                       {"agents", guest.agents},
                       {"events_per_s", guest.events},
                       {"decided_per_s", guest.decided},
+                      {"filtered_per_s", guest.filtered},
                       {"expired", guest.expired},
                       {"expired_ever", guest.expired_ever}});
   }
@@ -212,6 +222,8 @@ Json top_json(const TopPicture& picture) {
                       {"role", agent.role},
                       {"queued_bytes", agent.queued_bytes},
                       {"requests_open", agent.requests},
+                      {"patches", agent.patches},
+                      {"filtered_per_s", agent.filtered},
                       {"strikes", agent.strikes},
                       {"expired", agent.expired},
                       {"demoted", agent.demoted}});

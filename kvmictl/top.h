@@ -31,15 +31,16 @@ struct TopSample {
 struct TopGuest {
   std::string uuid, name, state;
   std::uint64_t agents = 0;
-  double events = 0, decided = 0;  ///< a second
+  double events = 0, decided = 0, filtered = 0;  ///< a second
   std::uint64_t expired = 0;       ///< deadlines missed since the sample before
   std::uint64_t expired_ever = 0;
 };
 struct TopAgent {
   std::uint64_t id = 0;
   std::string name, guest, role;
-  std::uint64_t queued_bytes = 0, requests = 0, strikes = 0;
+  std::uint64_t queued_bytes = 0, requests = 0, strikes = 0, patches = 0;
   std::uint64_t expired = 0;  ///< since the sample before
+  double filtered = 0;        ///< a second
   bool demoted = false;
 };
 struct TopPicture {

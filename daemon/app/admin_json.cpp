@@ -69,6 +69,11 @@ std::int64_t age_ms(const io::GuestSnapshot& guest, const core::VcpuInfo& vcpu) 
   return std::chrono::duration_cast<std::chrono::milliseconds>(guest.taken_at - vcpu.since).count();
 }
 
+std::string_view state_of(const core::VcpuInfo& vcpu) {
+  if (vcpu.waiting) return "waiting";
+  return vcpu.held ? "held" : "running";
+}
+
 /// The events that wait for this agent's reply.
 Json pending_of(const io::AgentSnapshot& agent, const io::GuestSnapshot* guest) {
   Json out = Json::array();
@@ -102,6 +107,9 @@ Json agent_fields(const io::AgentSnapshot& agent, const io::GuestSnapshot* guest
   out["expired"] = agent.info.expired;
   out["policy"] = agent.info.rule;
   out["pages"] = agent.info.pages;
+  out["patches"] = agent.info.patches;
+  out["filters"] = agent.info.filters;
+  out["filtered"] = agent.info.filtered;
   out["pending"] = pending_of(agent, guest);
   return out;
 }
@@ -139,7 +147,7 @@ Json guest_json(const io::GuestSnapshot& guest) {
   Json vcpus = Json::array();
   for (std::size_t i = 0; i < guest.info.vcpus.size(); ++i) {
     const core::VcpuInfo& vcpu = guest.info.vcpus[i];
-    Json entry{{"id", i}, {"state", vcpu.waiting ? "waiting" : "running"}};
+    Json entry{{"id", i}, {"state", state_of(vcpu)}};
     if (vcpu.waiting) {
       entry["event"] = name_of(vcpu.event);
       entry["event_seq"] = vcpu.event_seq.value;

@@ -73,6 +73,17 @@ std::string metrics_text(const StatusFacts& facts, const io::StatusSnapshot& sta
     return static_cast<std::uint64_t>(
         std::ranges::count_if(guests[i].info.vcpus, [](const core::VcpuInfo& vcpu) { return vcpu.waiting; }));
   });
+  each("guest_vcpus_held", "gauge", [&](std::size_t i) {
+    return static_cast<std::uint64_t>(
+        std::ranges::count_if(guests[i].info.vcpus, [](const core::VcpuInfo& vcpu) { return vcpu.held; }));
+  });
+  const auto sum_of_agents = [&](std::size_t i, std::size_t core::AgentInfo::*member) {
+    std::uint64_t sum = 0;
+    for (const auto& agent : guests[i].info.agents) sum += agent.*member;
+    return sum;
+  };
+  each("guest_agent_patches", "gauge", [&](std::size_t i) { return sum_of_agents(i, &core::AgentInfo::patches); });
+  each("guest_agent_filters", "gauge", [&](std::size_t i) { return sum_of_agents(i, &core::AgentInfo::filters); });
   for (std::size_t c = 0; c < counts.front().size(); ++c)
     each("guest_" + counts.front()[c].name + "_total", "counter", [&](std::size_t i) { return counts[i][c].value; });
   return text.take();

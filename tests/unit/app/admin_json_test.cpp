@@ -43,6 +43,9 @@ io::GuestSnapshot web1() {
   agent.strikes = 1;
   agent.requests_open = 3;
   agent.expired = 4;
+  agent.patches = 5;
+  agent.filters = 2;
+  agent.filtered = 600;
   guest.info.agents = {agent};
   io::AgentSnapshot connection;
   connection.info = agent;
@@ -100,6 +103,18 @@ TEST_CASE("one guest is said in full", "[admin]") {
       "agent_list":[2]})"));
 }
 
+TEST_CASE("a vCPU whose event is decided and whose answer is kept back is held", "[admin]") {
+  auto guest = web1();
+  guest.info.vcpus[0].held = true;
+  guest.info.counters.filtered = 8;
+  guest.info.counters.stepped_over = 9;
+  const auto json = guest_json(guest);
+  REQUIRE(json["vcpu"][0] == Json::parse(R"({"id":0,"state":"held"})"));
+  REQUIRE(json["vcpu"][1]["state"] == "waiting");
+  REQUIRE(json["counters"]["filtered"] == 8);
+  REQUIRE(json["counters"]["stepped_over"] == 9);
+}
+
 TEST_CASE("bits of a hypervisor that name no command are not shown as commands", "[admin]") {
   auto guest = web1();
   guest.info.version.commands.bits = ~std::uint64_t{0};
@@ -122,7 +137,7 @@ TEST_CASE("the list of agents has those of guests and control connections", "[ad
   REQUIRE(json["agents"][0] == Json::parse(R"({"id":2,"name":"guard","guest":"00000000-0000-0000-0000-000000000001",
       "guest_name":"web1","pid":11,"uid":12,"gid":13,"role":"decider","priority":100,"deadline_ms":100,"events":["cr"],
       "strikes":1,"demoted":false,"queued_bytes":14,"requests_open":3,"expired":4,"policy":"root","pages":0,
-      "pending":[{"vcpu":1,"event":"cr","event_seq":7,"age_ms":3}]})"));
+      "patches":5,"filters":2,"filtered":600,"pending":[{"vcpu":1,"event":"cr","event_seq":7,"age_ms":3}]})"));
   REQUIRE(json["agents"][1]["guest"].is_null());
   REQUIRE(json["agents"][1]["role"] == "control");
 }

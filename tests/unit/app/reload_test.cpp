@@ -80,8 +80,15 @@ TEST_CASE("metrics have a type for each family, and names of guests cannot break
   guest.name = "a\"b\\c\nd";
   guest.info.online = true;
   guest.info.counters.events = 5;
+  guest.info.counters.filtered = 6;
+  guest.info.counters.stepped_over = 7;
   guest.info.vcpus.resize(2);
+  guest.info.vcpus[0].held = true;
   guest.info.vcpus[1].waiting = true;
+  guest.info.agents.resize(2);
+  guest.info.agents[0].patches = 3;
+  guest.info.agents[1].patches = 1;
+  guest.info.agents[1].filters = 2;
   io::StatusSnapshot status;
   status.guests = 1;
   status.counters = {{"events", 9}};
@@ -90,7 +97,9 @@ TEST_CASE("metrics have a type for each family, and names of guests cannot break
   for (const std::string& line :
        {std::string("# TYPE kvmid_events_total counter\nkvmid_events_total 9\n"), std::string("kvmid_uptime_seconds 3\n"),
         "kvmid_guest_events_total" + labels + " 5\n", "kvmid_guest_vcpus_waiting" + labels + " 1\n",
-        "kvmid_guest_online" + labels + " 1\n"}) {
+        "kvmid_guest_vcpus_held" + labels + " 1\n", "kvmid_guest_agent_patches" + labels + " 4\n",
+        "kvmid_guest_agent_filters" + labels + " 2\n", "kvmid_guest_filtered_total" + labels + " 6\n",
+        "kvmid_guest_stepped_over_total" + labels + " 7\n", "kvmid_guest_online" + labels + " 1\n"}) {
     INFO(line);
     REQUIRE(text.find(line) != std::string::npos);
   }

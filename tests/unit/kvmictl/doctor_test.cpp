@@ -34,7 +34,7 @@ DoctorFacts healthy() {
      "role":"decider","deadline_ms":100,"strikes":0,"demoted":false,"queued_bytes":0,"requests_open":0,"policy":"r"},
     {"id":3,"name":"kvmictl","guest":null,"role":"control","uid":0,"policy":"r"}]})");
   facts.policy = Json::parse(R"({"schema":1,"rules":[{"name":"r","grant":{"quota":
-    {"requests":64,"queue_bytes":4194304,"pages":100,"attachments":4}}}]})");
+    {"requests":64,"queue_bytes":4194304,"pages":100,"patches":50,"filters":8,"attachments":4}}}]})");
   Json guest = Json::parse(R"({"schema":1,"name":"web1","uuid":"6a1f7e36-0000-4000-8000-000000000001",
     "state":"online","dialect":"kvmi2","vcpus":2,"agents":1,"vcpu":[{"id":0,"state":"running"}]})");
   guest["commands"] = Json::array();
@@ -178,7 +178,11 @@ TEST_CASE("agents that were demoted, or are about to be", "[kvmictl]") {
 
 TEST_CASE("quotas that are used up, each by its own limit", "[kvmictl]") {
   for (const auto& [key, used, free] : std::vector<std::tuple<const char*, int, int>>{
-           {"queued_bytes", 4194304, 1000}, {"requests_open", 64, 32}, {"pages", 100, 50}}) {
+           {"queued_bytes", 4194304, 1000},
+           {"requests_open", 64, 32},
+           {"pages", 100, 50},
+           {"patches", 45, 44},
+           {"filters", 8, 7}}) {
     INFO(key);
     auto facts = healthy();
     facts.agents["agents"][0][key] = used;

@@ -40,19 +40,23 @@ TEST_CASE("agents as a table: control connections, demotion, missing facts", "[k
   const auto text = render_agents(Json::parse(R"({"schema":1,"agents":[
     {"id":1,"name":"guard","guest":"6a1f7e36-0000-4000-8000-000000000001","guest_name":"web1","pid":10,"uid":0,"gid":0,
      "role":"decider","priority":100,"deadline_ms":100,"events":["cr","msr"],"strikes":0,"demoted":true,
-     "queued_bytes":0,"requests_open":0,"expired":3,"policy":"guards"},
+     "queued_bytes":0,"requests_open":0,"expired":3,"policy":"guards","patches":5,"filters":2,"filtered":600},
     {"id":2,"name":"kvmictl","guest":null,"pid":11,"uid":1000}]})"),
                                   0);
   CHECK(text ==
-        "ID  NAME     GUEST      ROLE               PRIO  DEADLINE  PID   UID  EXPIRED  EVENTS  POLICY\n"
-        " 1  guard    web1       decider (demoted)   100    100 ms   10     0        3  cr,msr  guards\n"
-        " 2  kvmictl  (control)  -                     -         -   11  1000        -  -       -\n");
+        "ID  NAME     GUEST      ROLE               PRIO  DEADLINE  PID   UID  EXPIRED  PATCHES  FILTERS  FILTERED  "
+        "EVENTS  POLICY\n"
+        " 1  guard    web1       decider (demoted)   100    100 ms   10     0        3        5        2       600  "
+        "cr,msr  guards\n"
+        " 2  kvmictl  (control)  -                     -         -   11  1000        -        -        -         -  "
+        "-       -\n");
 }
 
 TEST_CASE("one guest with its vCPUs and counters", "[kvmictl]") {
   Json guest = kGuests["guests"][0];
   guest.update(Json::parse(R"({"arch":"x86","max_gpa":1048576,"commands":["GET_VERSION"],"events_supported":["cr"],
-    "vcpu":[{"id":0,"state":"waiting","event":"cr","event_seq":7,"age_ms":3,"waits_for":[2,5]},{"id":1,"state":"running"}],
+    "vcpu":[{"id":0,"state":"waiting","event":"cr","event_seq":7,"age_ms":3,"waits_for":[2,5]},{"id":1,"state":"running"},
+      {"id":2,"state":"held"}],
     "counters":{"events":10},"agent_list":[2,5]})"));
   const auto text = render_guest(guest, 0);
   CHECK(text.find("name          web1\n") == 0);
@@ -60,13 +64,15 @@ TEST_CASE("one guest with its vCPUs and counters", "[kvmictl]") {
   CHECK(text.find("agents        2,5\n") != std::string::npos);
   CHECK(text.find("   0  waiting  cr       7  3 ms  2,5\n") != std::string::npos);
   CHECK(text.find("   1  running  -        -     -  -\n") != std::string::npos);
+  CHECK(text.find("   2  held     -        -     -  -\n") != std::string::npos);
   CHECK(text.find("counters\n  events 10\n") != std::string::npos);
 }
 
 TEST_CASE("one agent, what it may, and what it owes", "[kvmictl]") {
   const auto agent = Json::parse(R"({"id":2,"name":"guard","guest":"6a1f7e36-0000-4000-8000-000000000001",
     "guest_name":"web1","pid":10,"uid":0,"gid":0,"role":"decider","priority":7,"deadline_ms":100,"events":["cr","msr"],
-    "strikes":1,"demoted":true,"queued_bytes":512,"requests_open":3,"expired":4,"policy":"guards"})");
+    "strikes":1,"demoted":true,"queued_bytes":512,"requests_open":3,"expired":4,"policy":"guards","patches":5,
+    "filters":2,"filtered":600})");
   Json guest = Json::parse(R"({"vcpu":[{"id":0,"state":"running"},
     {"id":1,"state":"waiting","event":"cr","event_seq":7,"age_ms":3,"waits_for":[2,5]},
     {"id":2,"state":"waiting","event":"msr","event_seq":8,"age_ms":3,"waits_for":[5]}]})");
@@ -74,6 +80,8 @@ TEST_CASE("one agent, what it may, and what it owes", "[kvmictl]") {
   CHECK(text.find("guest         web1 (6a1f7e36-0000-4000-8000-000000000001)\n") != std::string::npos);
   CHECK(text.find("role          decider, demoted to observer\n") != std::string::npos);
   CHECK(text.find("missed        4 deadlines, 1 in a row\n") != std::string::npos);
+  CHECK(text.find("patches       5\n") != std::string::npos);
+  CHECK(text.find("filters       2, which kept 600 events from it\n") != std::string::npos);
   CHECK(text.find("owes a reply to\nVCPU  EVENT  SEQ   AGE  WAITS FOR AGENTS\n   1  cr       7  3 ms  2,5\n") !=
         std::string::npos);
   CHECK(text.find("msr      8") == std::string::npos);  // somebody else's

@@ -37,10 +37,12 @@ TopSample sample(std::chrono::milliseconds at, int events, int decided, int expi
                        {"role", "decider"},
                        {"queued_bytes", 20480},
                        {"requests_open", 3},
+                       {"patches", 7},
+                       {"filtered", events},
                        {"strikes", 2},
                        {"expired", expired},
                        {"demoted", true}}}}};
-  out.counters["u2"] = {{"decided", decided}, {"expired", expired}};
+  out.counters["u2"] = {{"decided", decided}, {"expired", expired}, {"filtered", 2 * events}};
   return out;
 }
 
@@ -94,13 +96,13 @@ TEST_CASE("the picture for a pipe shows everything", "[kvmictl]") {
         "kvmid 0.1.0  up 1m 1s  2 guests  2 agents\n"
         "events 100/s  decided 50.0/s  expired 3\n"
         "\n"
-        "GUEST  STATE   AGENTS  EVENTS/S  DECIDED/S  EXPIRED  EVER\n"
-        "busy   online       1       100       50.0        3     4\n"
-        "quiet  online       0         0          0        0     0\n"
+        "GUEST  STATE   AGENTS  EVENTS/S  DECIDED/S  FILTERED/S  EXPIRED  EVER\n"
+        "busy   online       1       100       50.0         200        3     4\n"
+        "quiet  online       0         0          0           0        0     0\n"
         "\n"
-        "ID  AGENT  ON    ROLE               QUEUE  REQUESTS  STRIKES  EXPIRED\n"
-        " 2  slow   busy  decider (demoted)    20K         3        2        3\n"
-        " 1  calm   busy  observer               0         0        0        0\n");
+        "ID  AGENT  ON    ROLE               QUEUE  REQUESTS  PATCHES  FILTERED/S  STRIKES  EXPIRED\n"
+        " 2  slow   busy  decider (demoted)    20K         3        7         100        2        3\n"
+        " 1  calm   busy  observer               0         0        0           0        0        0\n");
 }
 
 TEST_CASE("the picture for a terminal fits it, whatever its size", "[kvmictl]") {
@@ -137,7 +139,10 @@ TEST_CASE("the picture as JSON, and a picture of nothing", "[kvmictl]") {
   const auto json = top_json(compare(sample(0ms, 100, 80, 1), sample(2000ms, 300, 180, 4)));
   CHECK(json["schema"] == 1);
   CHECK(json["guests"][0]["events_per_s"] == Approx(100));
+  CHECK(json["guests"][0]["filtered_per_s"] == Approx(200));
   CHECK(json["agents"][0]["queued_bytes"] == 20480);
+  CHECK(json["agents"][0]["patches"] == 7);
+  CHECK(json["agents"][0]["filtered_per_s"] == Approx(100));
   const TopSample nothing;
   CHECK(compare(nothing, nothing).guests.empty());
   CHECK_FALSE(render_top(compare(nothing, nothing), nothing, {80, 24}).empty());
