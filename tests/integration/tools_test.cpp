@@ -291,4 +291,37 @@ TEST_CASE("kvmi-trace prints what the guest does and stops after the count it wa
   CHECK(events == 7);
 }
 
+TEST_CASE("kvmi-trace prints only what its filter lets through", "[integration]") {
+  Scene scene;
+  // CR4 changes back and forth: without the filter half of the events would have the bit cleared.
+  scene.guest.set_mode(GuestMode::Cr4);
+
+  const Finished finished =
+      run("kvmi-trace", {"--socket", scene.daemon.agent_socket(), "--guest", "web1", "--kinds", "cr", "--filter",
+                         "cr: cr == 4 and changed & 0x80 == 0x80 and new & 0x80 != 0", "--count", "7", "--json"});
+
+  for (const auto& line : finished.errors) UNSCOPED_INFO(line);
+  REQUIRE(finished.exit == Exit{0, 0});
+  std::size_t events = 0;
+  for (const auto& line : finished.output) {
+    const Json json = Json::parse(line);
+    if (json.at("type") != "event") continue;
+    ++events;
+    const auto value = [&](const char* name) { return std::stoull(json.at(name).get<std::string>(), nullptr, 16); };
+    CHECK((value("old_value") & 0x80U) == 0);
+    CHECK((value("new_value") & 0x80U) != 0);
+  }
+  CHECK(events == 7);
+}
+
+TEST_CASE("kvmi-trace shows where a filter's text is wrong", "[integration]") {
+  const Finished finished = run("kvmi-trace", {"--guest", "web1", "--filter", "cr: cr = 4"});
+
+  REQUIRE(finished.exit == Exit{2, 0});
+  REQUIRE(finished.errors.size() == 3);
+  CHECK(finished.errors[0].starts_with("kvmi-trace: --filter: column 8: "));
+  CHECK(finished.errors[1] == "  cr: cr = 4");
+  CHECK(finished.errors[2] == "         ^");
+}
+
 }  // namespace kvmid::test
