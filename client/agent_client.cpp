@@ -264,6 +264,7 @@ void AgentClient::take(const Frame& frame) {
                  [&](const GuestOff& off) {
                    enqueue(GuestGone{off.uuid, off.reason, std::string(off.text)});
                  },
+                 [&](const MemoryMapChanged&) { ++unknown_; },  // is between hypervisors and kvmid
                  [&](const UnknownMessage&) { ++unknown_; },
              },
              *decoded);

@@ -62,6 +62,7 @@ class Dialect {
   virtual void encode(const Notice& notice, ByteBuffer& out) = 0;
   virtual void encode(const GuestOn& message, ByteBuffer& out) = 0;
   virtual void encode(const GuestOff& message, ByteBuffer& out) = 0;
+  virtual void encode(const MemoryMapChanged& message, ByteBuffer& out) = 0;
   [[nodiscard]] virtual Result<Upward, DecodeError> decode_upward(const Frame& frame) = 0;
 };
 

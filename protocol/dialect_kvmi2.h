@@ -20,6 +20,7 @@ class DialectKvmi2 final : public Dialect {
   void encode(const Notice& notice, ByteBuffer& out) override;
   void encode(const GuestOn& message, ByteBuffer& out) override;
   void encode(const GuestOff& message, ByteBuffer& out) override;
+  void encode(const MemoryMapChanged& message, ByteBuffer& out) override;
   [[nodiscard]] Result<Upward, DecodeError> decode_upward(const Frame& frame) override;
 };
 

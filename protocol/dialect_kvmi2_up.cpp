@@ -98,21 +98,26 @@ TranslateGvaReply read_translate_gva(PayloadReader& r) {
   return {Gpa{wire.gpa}, wire.page_bytes, wire.access, wire.user != 0};
 }
 
+/// `free_from`: where the slot before ends.
+void check_slot(PayloadReader& r, const kvmi_memory_slot& slot, std::uint64_t free_from, std::size_t at) {
+  r.set_base(at);
+  r.check(slot.gpa % kPageSize == 0 && slot.gpa >= free_from, kBadValue, KVMID_FIELD(kvmi_memory_slot, gpa));
+  r.check(slot.bytes != 0 && slot.bytes % kPageSize == 0 && !wraps(slot.gpa, slot.bytes), kBadValue,
+          KVMID_FIELD(kvmi_memory_slot, bytes));
+  r.check(slot.address_space <= KVMI_ADDRESS_SPACE_SMM, kBadValue, KVMID_FIELD(kvmi_memory_slot, address_space));
+  r.check((slot.flags & ~KVMI_SLOT_READ_ONLY) == 0, kBadFlag, KVMID_FIELD(kvmi_memory_slot, flags));
+  r.check_zero(KVMID_FIELD(kvmi_memory_slot, padding));
+}
+
 GetMemoryMapReply read_memory_map(PayloadReader& r) {
   const auto wire = r.take<kvmi_get_memory_map_reply>();
   r.check_zero(KVMID_FIELD(kvmi_get_memory_map_reply, padding));
   std::size_t at = r.position();
   const auto slots = r.take_array<kvmi_memory_slot>(wire.count);
-  std::uint64_t free_from = 0;  // where the slot before ends
+  std::uint64_t free_from = 0;
   for (std::size_t i = 0; i < slots.size(); ++i, at += sizeof(kvmi_memory_slot)) {
     const kvmi_memory_slot slot = slots[i];
-    r.set_base(at);
-    r.check(slot.gpa % kPageSize == 0 && slot.gpa >= free_from, kBadValue, KVMID_FIELD(kvmi_memory_slot, gpa));
-    r.check(slot.bytes != 0 && slot.bytes % kPageSize == 0 && !wraps(slot.gpa, slot.bytes), kBadValue,
-            KVMID_FIELD(kvmi_memory_slot, bytes));
-    r.check(slot.address_space <= KVMI_ADDRESS_SPACE_SMM, kBadValue, KVMID_FIELD(kvmi_memory_slot, address_space));
-    r.check((slot.flags & ~KVMI_SLOT_READ_ONLY) == 0, kBadFlag, KVMID_FIELD(kvmi_memory_slot, flags));
-    r.check_zero(KVMID_FIELD(kvmi_memory_slot, padding));
+    check_slot(r, slot, free_from, at);
     free_from = slot.gpa + slot.bytes;
   }
   return {slots};
@@ -241,6 +246,17 @@ GuestOff read_guest_off(PayloadReader& r) {
   return message;
 }
 
+MemoryMapChanged read_memory_map_changed(PayloadReader& r) {
+  const auto wire = r.take<kvmi_memory_map_changed>();
+  r.check(wire.change <= KVMI_MAP_FLAGS, kBadValue, KVMID_FIELD(kvmi_memory_map_changed, change));
+  r.check_zero(KVMID_FIELD(kvmi_memory_map_changed, padding));
+  const bool moved = wire.change == KVMI_MAP_MOVED;
+  r.check(wire.old_gpa % kPageSize == 0 && (moved || wire.old_gpa == 0), kBadValue,
+          KVMID_FIELD(kvmi_memory_map_changed, old_gpa));
+  check_slot(r, wire.slot, 0, offsetof(kvmi_memory_map_changed, slot));
+  return {static_cast<MapChange>(wire.change), wire.max_gpa, Gpa{wire.old_gpa}, wire.slot};
+}
+
 /// `message` was read from `r`: the reading comes first, for it is an argument.
 template <class T>
 Result<Upward, DecodeError> finish(PayloadReader& r, const T& message) {
@@ -297,6 +313,7 @@ Result<Upward, DecodeError> DialectKvmi2::decode_upward(const Frame& frame) {
     case KVMI_MSG_NOTICE: return finish(r, read_notice(r));
     case KVMI_MSG_GUEST_ON: return finish(r, read_guest_on(r));
     case KVMI_MSG_GUEST_OFF: return finish(r, read_guest_off(r));
+    case KVMI_MSG_MEMORY_MAP_CHANGED: return finish(r, read_memory_map_changed(r));
     default: break;
   }
   if (!is_command(frame.id)) return Upward{UnknownMessage{frame.id}};
@@ -416,6 +433,15 @@ void DialectKvmi2::encode(const GuestOff& message, ByteBuffer& out) {
   wire.text_size = wire_count<std::uint32_t>(message.text.size());
   w.put(wire);
   w.put(message.text);
+}
+
+void DialectKvmi2::encode(const MemoryMapChanged& message, ByteBuffer& out) {
+  FrameWriter w(out, KVMI_MSG_MEMORY_MAP_CHANGED, Seq{0});
+  w.put(kvmi_memory_map_changed{.change = static_cast<std::uint8_t>(message.change),
+                                .padding = {},
+                                .max_gpa = message.max_gpa,
+                                .old_gpa = message.old_gpa.value,
+                                .slot = message.slot});
 }
 
 }  // namespace kvmid

@@ -63,6 +63,7 @@ enum {
   KVMI_MSG_GET_XCR = 32,
   KVMI_MSG_NOTICE = 33, /* kvmid to agent */
   KVMI_MSG_GET_MEMORY_MAP = 34,
+  KVMI_MSG_MEMORY_MAP_CHANGED = 35, /* hypervisor to kvmid */
 };
 #define KVMI_COMMAND_BIT(id) (UINT64_C(1) << (id)) /* for the sets of supported commands */
 
@@ -459,6 +460,17 @@ struct kvmi_get_memory_map_reply {
   uint32_t count;
   uint32_t padding;
   /* struct kvmi_memory_slot slots[count], ascending, not overlapping */
+};
+
+/* ---- from a hypervisor to kvmid, without an answer ---- */
+
+enum { KVMI_MAP_ADDED = 0, KVMI_MAP_REMOVED = 1, KVMI_MAP_MOVED = 2, KVMI_MAP_FLAGS = 3 /* read-only, or not any more */ };
+struct kvmi_memory_map_changed { /* sent before the guest can use the new map */
+  uint8_t change;                /* KVMI_MAP_* */
+  uint8_t padding[7];
+  uint64_t max_gpa; /* end of the highest range of guest RAM, from now on */
+  uint64_t old_gpa; /* KVMI_MAP_MOVED: where the slot was; else 0 */
+  struct kvmi_memory_slot slot;
 };
 
 /* ---- events: common part, then the part of the event ---- */

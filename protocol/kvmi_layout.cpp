@@ -61,6 +61,7 @@ static_assert(kIsWireStruct<kvmi_get_xcr_reply, 8>);
 static_assert(kIsWireStruct<kvmi_get_memory_map, 8>);
 static_assert(kIsWireStruct<kvmi_memory_slot, 24>);
 static_assert(kIsWireStruct<kvmi_get_memory_map_reply, 8>);
+static_assert(kIsWireStruct<kvmi_memory_map_changed, 48>);
 static_assert(kIsWireStruct<kvmi_event, 552>);
 static_assert(kIsWireStruct<kvmi_event_reply, 16>);
 static_assert(kIsWireStruct<kvmi_event_unhook, 8>);

@@ -456,6 +456,21 @@ struct GuestOff {
   std::string_view text;
 };
 
+// ---- from a hypervisor to kvmid ----
+
+enum class MapChange : std::uint8_t {
+  Added = KVMI_MAP_ADDED,
+  Removed = KVMI_MAP_REMOVED,
+  Moved = KVMI_MAP_MOVED,
+  Flags = KVMI_MAP_FLAGS,
+};
+struct MemoryMapChanged {
+  MapChange change{};
+  std::uint64_t max_gpa = 0;
+  Gpa old_gpa;  ///< Moved: where the slot was
+  kvmi_memory_slot slot{};
+};
+
 /// A well-framed message whose id means nothing in this direction.
 struct UnknownMessage {
   std::uint16_t id = 0;
@@ -464,7 +479,7 @@ struct UnknownMessage {
 /// Towards the hypervisor: what an agent sends.
 using Downward = std::variant<Command, EventReply, UnknownMessage>;
 /// Towards the agent: what a hypervisor (or kvmid in its place) sends.
-using Upward = std::variant<Event, CommandReply, Notice, GuestOn, GuestOff, UnknownMessage>;
+using Upward = std::variant<Event, CommandReply, Notice, GuestOn, GuestOff, MemoryMapChanged, UnknownMessage>;
 
 /// Id of a command, and names for people and logs ("GET_VERSION", "page_fault", "allow", "EBUSY").
 CommandId id_of(const Command& command);

@@ -111,6 +111,7 @@ void GuestMachine::on_hypervisor_message(Seq seq, const Upward& message, TimePoi
 void GuestMachine::hypervisor_message(Seq seq, const Upward& message, TimePoint now, Effects& out) {
   if (link_ == Link::Down) return;
   if (const auto* event = std::get_if<Event>(&message)) return event_arrived(seq, *event, now, out);
+  if (const auto* change = std::get_if<MemoryMapChanged>(&message)) return map_changed(*change, out);
   const auto* reply = std::get_if<CommandReply>(&message);
   if (reply == nullptr) return break_link("sent a message that hypervisors do not send", seq, VcpuId{}, out);
 
@@ -167,6 +168,14 @@ void GuestMachine::hypervisor_message(Seq seq, const Upward& message, TimePoint 
   if (open->id == CommandId::WritePhysical && reply->error == ErrorCode::Stale)
     passed_on.body = WritePhysicalReply{generations(static_cast<AddressSpace>(open->tag)).current()};
   answer(open->slot, open->agent_seq, passed_on, out);
+}
+
+/// Whatever was read before may be somewhere else now, or gone.
+void GuestMachine::map_changed(const MemoryMapChanged& change, Effects& out) {
+  if (link_ != Link::Up) return break_link("told of a change of its memory map before its facts", Seq{}, VcpuId{}, out);
+  generations(static_cast<AddressSpace>(change.slot.address_space)).change_map();
+  facts_.max_gpa = change.max_gpa;
+  ++counters_.map_changes;
 }
 
 void GuestMachine::on_hypervisor_malformed(const DecodeError&, TimePoint, Effects& out) {

@@ -44,6 +44,7 @@ struct GuestCounters {
   std::uint64_t crashed = 0;
   std::uint64_t filtered = 0;          ///< answers that agents' filters gave in their place
   std::uint64_t stepped_over = 0;      ///< patches
+  std::uint64_t map_changes = 0;       ///< that the hypervisor told of
   std::uint64_t commands = 0;          ///< of agents
   std::uint64_t commands_refused = 0;  ///< answered with an error by kvmid itself
   std::uint64_t commands_forwarded = 0;
@@ -210,6 +211,7 @@ class GuestMachine {
   void hypervisor_message(Seq seq, const Upward& message, TimePoint now, Effects& out);
   [[nodiscard]] std::optional<AgentSlot> find(AgentId id) const;
   void link_reply(const CommandReply& reply, const OpenCommand& open, TimePoint now, Effects& out);
+  void map_changed(const MemoryMapChanged& change, Effects& out);
   void break_link(std::string_view text, Seq seq, VcpuId vcpu, Effects& out);
   void drop_agents(std::string_view text, Effects& out);
   void send_off(AgentSlot slot, OffReason reason, std::string_view text, Effects& out);

@@ -26,6 +26,7 @@ constexpr std::array kMembers{
     Member{"crashed", &GuestCounters::crashed},
     Member{"filtered", &GuestCounters::filtered},
     Member{"stepped_over", &GuestCounters::stepped_over},
+    Member{"map_changes", &GuestCounters::map_changes},
     Member{"commands", &GuestCounters::commands},
     Member{"commands_refused", &GuestCounters::commands_refused},
     Member{"commands_forwarded", &GuestCounters::commands_forwarded},

@@ -33,7 +33,7 @@ IDS = {
     "READ_PHYSICAL": 15, "WRITE_PHYSICAL": 16, "GRANT_MEMORY": 17, "CONTROL_EVENTS": 19, "CONTROL_CR": 20,
     "CONTROL_MSR": 21, "GUEST_ON": 23, "GUEST_OFF": 24, "EVENT": 25, "EVENT_REPLY": 26, "TRANSLATE_GVA": 27,
     "CONTROL_SINGLESTEP": 28, "SET_FILTER": 29, "GET_XSAVE": 30, "SET_XSAVE": 31, "GET_XCR": 32, "NOTICE": 33,
-    "GET_MEMORY_MAP": 34,
+    "GET_MEMORY_MAP": 34, "MEMORY_MAP_CHANGED": 35,
 }
 EVENTS = ["unhook", "cr", "msr", "xsetbv", "breakpoint", "hypercall", "page_fault", "trap", "descriptor", "create_vcpu",
           "pause", "singlestep", "cpuid", "access"]
@@ -280,7 +280,8 @@ def replies():
             {"slots": [dict(gpa=s[0], bytes=s[1], space=s[2], flags=s[3]) for s in slots]})
     success("GET_MEMORY_MAP", Payload().put("u32", 0).pad(4), {"slots": []}, ", none")
 
-    commands = [name for name in IDS if name not in ("GUEST_ON", "GUEST_OFF", "EVENT", "EVENT_REPLY", "NOTICE")]
+    others = ("GUEST_ON", "GUEST_OFF", "EVENT", "EVENT_REPLY", "NOTICE", "MEMORY_MAP_CHANGED")
+    commands = [name for name in IDS if name not in others]
     errors = list(ERRORS)
     for i, name in enumerate(commands):
         error = errors[i % len(errors)]
@@ -360,6 +361,13 @@ def notices():
         add(f"GUEST_OFF {reason}", "up", "GUEST_OFF",
             Payload().raw(UUID).put("u8", i).pad(3).put("u32", len(text)).raw(text),
             {"uuid": UUID.hex(), "reason": reason, "text": text.decode()}, seq=0)
+    for change, what in enumerate(("added", "removed", "moved", "flags")):
+        old, flags = (0xC0000 if what == "moved" else 0), (1 if what == "flags" else 0)
+        payload = Payload().put("u8", change).pad(7).put("u64", 1 << 32, "u64", old)
+        payload.put("u64", 0xE0000, "u64", 0x20000, "u16", change % 2, "u16", flags).pad(4)
+        add(f"MEMORY_MAP_CHANGED {what}", "up", "MEMORY_MAP_CHANGED", payload,
+            {"change": change, "max_gpa": 1 << 32, "old_gpa": old,
+             "slot": dict(gpa=0xE0000, bytes=0x20000, space=change % 2, flags=flags)}, seq=0)
 
 
 def connecting():

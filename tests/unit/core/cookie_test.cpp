@@ -128,6 +128,23 @@ TEST_CASE("policy may want every write to be based on something", "[cookie]") {
   REQUIRE(write(guest, agent, 0x1000, read(guest, agent, 0x1000)).error == ErrorCode::None);
 }
 
+TEST_CASE("a change of the memory map makes the cookies of that address space stale", "[cookie]") {
+  Guest guest;
+  const AgentId agent = guest.attach();
+  const std::uint64_t normal = read(guest, agent, 0x1000);
+  const std::uint64_t smm = read(guest, agent, 0x1000, AddressSpace::Smm);
+  MemoryMapChanged change;
+  change.max_gpa = 2 * kGuestRam;
+  change.slot = {kGuestRam, kGuestRam, KVMI_ADDRESS_SPACE_NORMAL, 0, 0};
+  guest.step([&](Effects& out) { guest.machine.on_hypervisor_message(Seq{0}, Upward{change}, guest.now, out); });
+  REQUIRE_FALSE(guest.closed);
+  REQUIRE(write(guest, agent, 0x1000, normal).error == ErrorCode::Stale);
+  REQUIRE(write(guest, agent, 0x1000, smm, KVMI_WRITE_COOKIE, AddressSpace::Smm).error == ErrorCode::None);
+  // What is memory now has rights.
+  REQUIRE(guest.error_of(agent, guest.set_pages(agent, {pages(kGuestRam >> kPageShift, 1, kR)})) == ErrorCode::None);
+  REQUIRE(guest.machine.counters().map_changes == 1);
+}
+
 TEST_CASE("while the hypervisor was away anything may have happened", "[cookie]") {
   Guest guest;
   const AgentId agent = guest.attach();

@@ -39,7 +39,7 @@ TEST_CASE("PROTOCOL.md has one entry for each message", "[protocol_md]") {
     REQUIRE(count_of(text, "\n### " + std::to_string(id) + " " + std::string(name) + "\n") == 1);
   }
   for (const char* entry : {"\n### 23 GUEST_ON\n", "\n### 24 GUEST_OFF\n", "\n### 25 EVENT\n", "\n### 26 EVENT_REPLY\n",
-                            "\n### 33 NOTICE\n"}) {
+                            "\n### 33 NOTICE\n", "\n### 35 MEMORY_MAP_CHANGED\n"}) {
     CAPTURE(entry);
     REQUIRE(count_of(text, entry) == 1);
   }

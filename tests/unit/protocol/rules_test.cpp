@@ -229,6 +229,13 @@ TEST_CASE("replies and notices with a value that is not allowed are refused wher
           {"GET_MEMORY_MAP reply", 96, 8, 0xfffffffffff00000, Errc::BadValue, 96},  // wraps
           {"GET_MEMORY_MAP reply", 32, 2, 2, Errc::BadValue, 32},
           {"GET_MEMORY_MAP reply", 34, 2, 2, Errc::BadFlag, 34},
+          {"MEMORY_MAP_CHANGED added", 0, 1, 4, Errc::BadValue, 0},
+          {"MEMORY_MAP_CHANGED added", 16, 8, 0x1000, Errc::BadValue, 16},  // nothing moved
+          {"MEMORY_MAP_CHANGED moved", 16, 8, 0x800, Errc::BadValue, 16},
+          {"MEMORY_MAP_CHANGED added", 24, 8, 0x800, Errc::BadValue, 24},
+          {"MEMORY_MAP_CHANGED added", 32, 8, 0, Errc::BadValue, 32},
+          {"MEMORY_MAP_CHANGED added", 40, 2, 2, Errc::BadValue, 40},
+          {"MEMORY_MAP_CHANGED added", 42, 2, 2, Errc::BadFlag, 42},
           {"notice expired", 0, 1, 0, Errc::BadValue, 0},
           {"notice expired", 0, 1, 7, Errc::BadValue, 0},
           {"notice expired", 1, 1, 14, Errc::UnknownEvent, 1},
@@ -258,7 +265,7 @@ TEST_CASE("ids that mean nothing in a direction are unknown messages, whatever t
     REQUIRE(down);
     REQUIRE(std::get<UnknownMessage>(*down).id == id);
   }
-  for (const std::uint16_t id : std::initializer_list<std::uint16_t>{0, 5, 9, 10, 18, 22, 26, 35, 1000, 65535}) {
+  for (const std::uint16_t id : std::initializer_list<std::uint16_t>{0, 5, 9, 10, 18, 22, 26, 36, 1000, 65535}) {
     CAPTURE(id);
     const auto up = dialect.decode_upward(Frame{id, Seq{1}, payload});
     REQUIRE(up);

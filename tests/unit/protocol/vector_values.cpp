@@ -277,6 +277,16 @@ Json values_of(const Upward& message) {
                                       {"reason", name_of(g.reason)},
                                       {"text", g.text}};
                         },
+                        [](const MemoryMapChanged& m) {
+                          return Json{{"change", static_cast<int>(m.change)},
+                                      {"max_gpa", m.max_gpa},
+                                      {"old_gpa", m.old_gpa.value},
+                                      {"slot",
+                                       {{"gpa", m.slot.gpa},
+                                        {"bytes", m.slot.bytes},
+                                        {"space", m.slot.address_space},
+                                        {"flags", m.slot.flags}}}};
+                        },
                         [](const UnknownMessage& m) { return Json{{"unknown", m.id}}; },
                     },
                     message);
