@@ -57,13 +57,26 @@ ErrorCode read(Stage& stage, std::vector<kvmi_read_range> ranges) {
   return told(stage, ReadPhysical{AddressSpace::Normal, std::span<const kvmi_read_range>(ranges)});
 }
 
-ErrorCode write(Stage& stage, std::uint64_t gpa, std::uint16_t flags = 0) {
-  const std::array<std::byte, 8> data{};
+struct WriteAs {
+  unsigned flags = 0;
+  std::uint64_t cookie = 0;
+  AddressSpace space{};
+  std::byte value{};
+};
+/// 8 bytes of that value; with KVMI_WRITE_EXPECT the guest is expected to have 8 bytes of 0x77 there.
+ErrorCode write(Stage& stage, std::uint64_t gpa, const WriteAs& as = {}, AgentClient* who = nullptr) {
+  std::array<std::byte, 8> data{}, expected{};
+  data.fill(as.value);
+  expected.fill(std::byte{0x77});
   WritePhysical command;
   command.gpa = Gpa{gpa};
-  command.flags = flags;
+  command.space = as.space;
+  command.flags = static_cast<std::uint16_t>(as.flags);
+  command.cookie = as.cookie;
   command.data = data;
-  return told(stage, command);
+  if ((as.flags & KVMI_WRITE_EXPECT) != 0) command.expected = expected;
+  if (who == nullptr) return told(stage, command);
+  return check(who->call(command)).error();
 }
 
 // ---- one way to each error ----
@@ -173,6 +186,68 @@ ErrorCode second_reply(Stage& stage) {
   return reply_with(stage, client::make_reply(event.event, Action::Allow), event.seq.value);
 }
 
+// ---- memory that the guest does not use ----
+
+constexpr std::uint64_t kSpare = 0x600000;
+
+ErrorCode stale_write(Stage& stage) {
+  const auto read = check(stage.agent.read_physical(Gpa{kSpare}, 8));
+  CHECK(write(stage, kSpare) == ErrorCode::None);
+  return write(stage, kSpare, {.flags = KVMI_WRITE_COOKIE, .cookie = read.cookie});
+}
+
+/// A patch of somebody else with other bytes is there.
+ErrorCode patch_of_another(Stage& stage) {
+  auto other = attach(stage.agent_socket(), stage.guest.uuid(), "other");
+  CHECK(write(stage, kSpare, {.flags = KVMI_WRITE_PATCH, .value = std::byte{1}}, &other) == ErrorCode::None);
+  CHECK(write(stage, kSpare, {.flags = KVMI_WRITE_PATCH, .value = std::byte{1}}) == ErrorCode::None);  // shared
+  CHECK(write(stage, kSpare, {.flags = KVMI_WRITE_UNPATCH}) == ErrorCode::None);
+  CHECK(write(stage, kSpare, {.flags = KVMI_WRITE_UNPATCH}) == ErrorCode::NoEntry);  // the other's is no business of ours
+  return write(stage, kSpare, {.flags = KVMI_WRITE_PATCH, .value = std::byte{2}});
+}
+
+ErrorCode patch_over_own(Stage& stage) {
+  CHECK(write(stage, kSpare, {.flags = KVMI_WRITE_PATCH, .value = std::byte{1}}) == ErrorCode::None);
+  CHECK(write(stage, kSpare, {.flags = KVMI_WRITE_PATCH, .value = std::byte{2}}) == ErrorCode::None);  // its own place
+  return write(stage, kSpare + 4, {.flags = KVMI_WRITE_PATCH, .value = std::byte{1}});
+}
+
+ErrorCode too_many_patches(Stage& stage) {
+  CHECK(write(stage, kSpare, {.flags = KVMI_WRITE_PATCH}) == ErrorCode::None);
+  return write(stage, kSpare + 8, {.flags = KVMI_WRITE_PATCH});
+}
+
+ErrorCode too_many_filters(Stage& stage) {
+  CHECK(filter(stage, EventKind::Cr, 1) == ErrorCode::None);
+  CHECK(filter(stage, EventKind::Cr, 2) == ErrorCode::None);  // takes its place
+  return filter(stage, EventKind::Msr, 1);
+}
+
+ErrorCode condition_wanted(Stage& stage) {
+  const auto read = check(stage.agent.read_physical(Gpa{kSpare}, 8));
+  CHECK(write(stage, kSpare, {.flags = KVMI_WRITE_COOKIE, .cookie = read.cookie}) == ErrorCode::None);
+  CHECK(write(stage, kSpare, {.flags = KVMI_WRITE_PATCH}) == ErrorCode::NotPermitted);
+  return write(stage, kSpare);
+}
+
+/// The guest's own INT3: there is nothing to step over.
+ErrorCode step_over_nothing(Stage& stage) {
+  stage.subscribe(EventKind::Breakpoint);
+  const auto event = stage.provoke(GuestMode::Int3);
+  EventReply reply = client::make_reply(event.event, Action::Retry);
+  reply.step_over = true;
+  return reply_with(stage, reply, event.seq.value);
+}
+
+ErrorCode stale_reply(Stage& stage) {
+  const auto event = pause(stage);
+  CHECK(write(stage, kSpare) == ErrorCode::None);
+  EventReply reply = client::make_reply(event.event, Action::Allow);
+  reply.has_cookie = true;
+  reply.cookie = event.event.cookie;
+  return reply_with(stage, reply, event.seq.value);
+}
+
 std::vector<ErrorRow> error_rows() {
   using E = ErrorCode;
   const EventSet unhookable = only(EventKind::CreateVcpu);
@@ -204,8 +279,22 @@ std::vector<ErrorRow> error_rows() {
       {"READ_PHYSICAL", E::TooBig, false, [](Stage& s) { return read(s, {{0x1000, 65513, 0}}); }},
       {"READ_PHYSICAL", E::Fault, false, [](Stage& s) { return read(s, {{kRamBytes - 4, 8, 0}}); }},
       {"WRITE_PHYSICAL", E::Invalid, false, [](Stage& s) { return write(s, ~std::uint64_t{0} - 3); }},
-      {"WRITE_PHYSICAL", E::NotSupported, false, [](Stage& s) { return write(s, 0x1000, KVMI_WRITE_COOKIE); }},
+      {"WRITE_PHYSICAL", E::Invalid, false, [](Stage& s) { return write(s, 0x1ffc, {.flags = KVMI_WRITE_PATCH}); }},
+      {"WRITE_PHYSICAL", E::NotSupported, false,
+       [](Stage& s) { return write(s, kSpare, {.flags = KVMI_WRITE_PATCH, .space = AddressSpace::Smm}); }},
       {"WRITE_PHYSICAL", E::Fault, false, [](Stage& s) { return write(s, kRamBytes - 4); }},
+      {"WRITE_PHYSICAL", E::Fault, false, [](Stage& s) { return write(s, kRamBytes, {.flags = KVMI_WRITE_PATCH}); }},
+      {"WRITE_PHYSICAL", E::NoEntry, false, [](Stage& s) { return write(s, kSpare, {.flags = KVMI_WRITE_UNPATCH}); }},
+      {"WRITE_PHYSICAL", E::Busy, false, patch_of_another},
+      {"WRITE_PHYSICAL", E::Busy, false, patch_over_own},
+      {"WRITE_PHYSICAL", E::Busy, false, too_many_patches, "limited"},
+      {"WRITE_PHYSICAL", E::Stale, false, stale_write},
+      {"WRITE_PHYSICAL", E::Stale, false,
+       [](Stage& s) { return write(s, kSpare, {.flags = KVMI_WRITE_COOKIE, .cookie = ~std::uint64_t{0}}); }},
+      {"WRITE_PHYSICAL", E::Stale, false, [](Stage& s) { return write(s, kSpare, {.flags = KVMI_WRITE_EXPECT}); }},
+      {"WRITE_PHYSICAL", E::Stale, false,
+       [](Stage& s) { return write(s, kSpare, {.flags = KVMI_WRITE_EXPECT | KVMI_WRITE_PATCH}); }},
+      {"WRITE_PHYSICAL", E::NotPermitted, false, condition_wanted, "careful"},
       {"GRANT_MEMORY", E::Invalid, false, sends(GrantMemory{1})},
       {"GRANT_MEMORY", E::NotServed, false, sends(GrantMemory{})},
       {"CONTROL_EVENTS", E::Invalid, false, sends(ControlEvents{kVcpu, {}, {}, EventSet{std::uint64_t{1} << 63U}})},
@@ -224,12 +313,15 @@ std::vector<ErrorRow> error_rows() {
       {"SET_FILTER", E::Invalid, false, sends(SetFilter{kAllVcpus, static_cast<EventKind>(0x3f), {}, {}})},
       {"SET_FILTER", E::Busy, false, [](Stage& s) { return filter(s, EventKind::Cr, KVMI_FILTER_TERMS_MAX + 1); }},
       {"SET_FILTER", E::NotPermitted, false, [](Stage& s) { return filter(s, EventKind::Msr, 1); }, "limited"},
+      {"SET_FILTER", E::Busy, false, too_many_filters, "careful"},
       {"SET_XSAVE", E::TryAgain, false, xsave_of_running},
       {"SET_XSAVE", E::Invalid, true, staged_xsave},
       {"GET_XCR", E::Invalid, false, sends(GetXcr{kVcpu, 1})},
       {"EVENT_REPLY", E::Invalid, true, bad_reply},
+      {"EVENT_REPLY", E::Invalid, true, step_over_nothing},
       {"EVENT_REPLY", E::NoEntry, true, reply_to_nothing},
       {"EVENT_REPLY", E::Stale, true, second_reply},
+      {"EVENT_REPLY", E::Stale, true, stale_reply},
   };
 }
 
@@ -248,12 +340,16 @@ const std::map<Pair, std::string> kNotHere{
 
 std::string rule(const std::string& guests, const std::string& commands, const std::string& events) {
   return R"({"match": "*", "guests": [")" + guests + R"("], "commands": )" + commands + R"(, "events": )" + events +
-         R"(, "role": "decider", "deadline_ms": 60000, "pause_max_ms": 60000, "quota": {"pages": 1, "msrs": 1}},)";
+         R"(, "role": "decider", "deadline_ms": 60000, "pause_max_ms": 60000,
+            "quota": {"pages": 1, "msrs": 1, "patches": 1}},)";
 }
 
-/// As EventDaemon; "forbidden": no command, no event. "limited": small quotas, and no MSR event.
+/// As EventDaemon; "forbidden": no command, no event. "limited": small quotas, and no MSR event. "careful": no write
+/// without a condition, and one filter.
 std::string limits() {
-  return rule("forbidden", R"(["GET_VERSION", "GET_GUEST_INFO"])", "[]") +
+  return R"({"match": "*", "guests": ["careful"], "commands": ["*"], "events": ["*"], "unconditional_writes": false,
+            "quota": {"filters": 1}},)" +
+         rule("forbidden", R"(["GET_VERSION", "GET_GUEST_INFO"])", "[]") +
          rule("limited", R"(["*"])", R"(["cr"])");
 }
 
