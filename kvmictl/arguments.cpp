@@ -24,7 +24,7 @@ constexpr const char* kFooter =
 
 /// Numbers and bytes as typed, until the whole line is known to be well-formed.
 struct Typed {
-  std::string address, length, bytes, shell;
+  std::string address, length, bytes, expected, cookie, shell;
   std::uint16_t vcpu = 0;
   double hold_seconds = 0;
   std::uint64_t instructions = 16;
@@ -155,14 +155,19 @@ class Grammar {
 
     CLI::App* write = guest_of(add("write", Subcommand::MemWrite,
                                    "Write guest physical memory; shows what is there and asks before\n\n"
-                                   "The write is refused if the guest changed those bytes since they were shown.\n\n"
+                                   "The write is refused if the guest changed those bytes since they were shown.\n"
+                                   "A cookie is what `mem read --json` and `mem write` tell: the write is refused if\n"
+                                   "anybody wrote there through kvmid since. It does not see the guest's own stores.\n\n"
                                    "Example: kvmictl mem write web1 0x21000 9090c3",
                                    mem));
     write->add_option("ADDR", typed_.address, "Guest physical address, 0x1000 or 4096")->required();
     auto* bytes = write->add_option("HEX", typed_.bytes, "Bytes in the order of memory: 9090cc or \"90 90 cc\"");
     file_ = write->add_option("--file", out_.file, "The bytes of this file")->excludes(bytes);
     write->add_flag("--yes", out_.yes, "Do not ask");
-    write->add_flag("--force", out_.force, "Also where the bytes changed since they were shown");
+    auto* force = write->add_flag("--force", out_.force, "Also where the bytes changed since they were shown");
+    write->add_option("--expect", typed_.expected, "Only if these bytes are there, as many as are written")
+        ->excludes(force);
+    write->add_option("--cookie", typed_.cookie, "Only if nothing was written there since this cookie was told");
 
     CLI::App* disas = guest_of(add("disas", Subcommand::Disas,
                                    "Disassemble guest memory with the vCPU stopped for the moment\n\n"
@@ -269,10 +274,31 @@ class Grammar {
         }
         out_.data = std::move(*bytes);
       }
+      take_conditions();
     }
     if (out_.subcommand == Subcommand::Disas) {
       out_.count = typed_.instructions;
       if (out_.physical && !out_.address) throw CLI::RequiredError("--physical needs ADDR");
+    }
+  }
+
+  /// Of mem write.
+  void take_conditions() {
+    if (!typed_.expected.empty()) {
+      auto bytes = parse_bytes(typed_.expected);
+      if (!bytes) {
+        throw CLI::ValidationError(
+            "--expect", "\"" + typed_.expected + "\" is no bytes: two hex digits each, without 0x");
+      }
+      if (file_->count() == 0 && bytes->size() != out_.data.size()) {
+        throw CLI::ValidationError("--expect", "has " + std::to_string(bytes->size()) + " bytes, and " +
+                                                   std::to_string(out_.data.size()) + " are to be written");
+      }
+      out_.expected = std::move(*bytes);
+    }
+    if (!typed_.cookie.empty()) {
+      out_.cookie = parse_number(typed_.cookie, false);
+      if (!out_.cookie) throw CLI::ValidationError("--cookie", "\"" + typed_.cookie + "\" is no cookie");
     }
   }
 

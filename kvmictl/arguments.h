@@ -75,6 +75,8 @@ struct Arguments {
   bool yes = false;                    ///< do not ask
   bool force = false;                  ///< mem write: also over bytes that changed meanwhile
   std::vector<std::byte> data;         ///< mem write HEX
+  std::vector<std::byte> expected;     ///< mem write --expect; empty: not given
+  std::optional<std::uint64_t> cookie; ///< mem write --cookie
   std::string file;                    ///< mem write --file; policy check and doctor --config
   bool physical = false;               ///< disas: the address is not translated
   bool once = false;

@@ -62,12 +62,15 @@ std::string shown(std::uint64_t address, std::span<const std::byte> bytes) {
   return text;
 }
 
-/// Writes if the guest still has `expected` there (empty: whatever it has). Where kvmid cannot compare and write in one
-/// step it is compared here just before: better than not at all, and a store in between is lost.
-Result<std::uint64_t, ClientError> write_over(AgentClient& client, Gpa gpa, Bytes data, Bytes expected) {
+/// Writes if the guest still has `expected` there (empty: whatever it has), and nothing was written there since `cookie`.
+/// Where the hypervisor cannot compare and write in one step it is compared here just before: better than not at all, and
+/// a store in between is lost.
+Result<std::uint64_t, ClientError> write_over(AgentClient& client, Gpa gpa, Bytes data, Bytes expected,
+                                              std::optional<std::uint64_t> cookie, std::uint64_t& current) {
   WriteOptions options;
   options.expected = expected;
-  auto written = client.write_physical(gpa, data, options);
+  options.cookie = cookie;
+  auto written = client.write_physical(gpa, data, options, &current);
   if (written || expected.empty() || written.error().kind != ClientErrc::Failed ||
       written.error().code != ErrorCode::NotSupported) {
     return written;
@@ -77,7 +80,26 @@ Result<std::uint64_t, ClientError> write_over(AgentClient& client, Gpa gpa, Byte
   if (!std::equal(now->data.begin(), now->data.end(), expected.begin(), expected.end())) {
     return ClientError{ClientErrc::Failed, ErrorCode::Stale, "the bytes are not those that were expected", 0};
   }
-  return client.write_physical(gpa, data);
+  options.expected = {};
+  return client.write_physical(gpa, data, options, &current);
+}
+
+/// What a write that was based on something stale can be based on next.
+void warn_of_stale(const Arguments& arguments, std::uint64_t current) {
+  if (arguments.expected.empty() && !arguments.cookie)
+    return warn("the guest changed those bytes since they were shown; look again, or --force");
+  if (current != 0) warn("look again; the current cookie is " + std::to_string(current));
+}
+
+/// What is wrong with the conditions now that all the bytes are known; empty: nothing.
+std::string conditions_fault(const Arguments& arguments, std::size_t size) {
+  if (!arguments.expected.empty() && arguments.expected.size() != size)
+    return "--expect has " + std::to_string(arguments.expected.size()) + " bytes, and " + std::to_string(size) +
+           " are to be written";
+  // More goes in several messages, and the first of them makes the cookie stale for the others.
+  if (arguments.cookie && size > kChunk)
+    return "with --cookie at most " + std::to_string(kChunk) + " bytes are written, not " + std::to_string(size);
+  return {};
 }
 
 }  // namespace
@@ -88,6 +110,10 @@ int mem_write(const Arguments& arguments) {
   const std::uint64_t address = *arguments.address;
   if (address + (data->size() - 1) < address) {
     warn("the range goes past the end of the address space");
+    return kUsage;
+  }
+  if (const auto fault = conditions_fault(arguments, data->size()); !fault.empty()) {
+    warn(fault);
     return kUsage;
   }
   auto attached = AgentClient::attach(connect_options(arguments), arguments.guest);
@@ -102,15 +128,15 @@ int mem_write(const Arguments& arguments) {
                                       attached->welcome().guest_name + "?");
     if (answer != kOk) return answer;
   }
+  const Bytes wanted = arguments.expected.empty() ? Bytes(before->data) : Bytes(arguments.expected);
   std::uint64_t cookie = 0;
   for (std::size_t done = 0; done < data->size();) {
     const auto chunk = Bytes(*data).subspan(done, std::min(kChunk, data->size() - done));
-    const auto expected = arguments.force ? Bytes{} : Bytes(before->data).subspan(done, chunk.size());
-    const auto written = write_over(*attached, Gpa{address + done}, chunk, expected);
+    const auto expected = arguments.force ? Bytes{} : wanted.subspan(done, chunk.size());
+    std::uint64_t current = 0;
+    const auto written = write_over(*attached, Gpa{address + done}, chunk, expected, arguments.cookie, current);
     if (!written) {
-      if (written.error().code == ErrorCode::Stale) {
-        warn("the guest changed those bytes since they were shown; look again, or --force");
-      }
+      if (written.error().code == ErrorCode::Stale) warn_of_stale(arguments, current);
       if (done != 0) warn(std::to_string(done) + " of " + std::to_string(data->size()) + " bytes were written before");
       return explain(written.error());
     }
@@ -126,7 +152,7 @@ int mem_write(const Arguments& arguments) {
               .dump() +
           "\n");
   } else {
-    print("wrote " + std::to_string(data->size()) + " bytes\n");
+    print("wrote " + std::to_string(data->size()) + " bytes, cookie " + std::to_string(cookie) + "\n");
   }
   return kOk;
 }

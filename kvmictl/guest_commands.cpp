@@ -147,11 +147,13 @@ int mem_read(const Arguments& arguments) {
   auto attached = AgentClient::attach(connect_options(arguments), arguments.guest);
   if (!attached) return explain(attached.error());
   std::string digits;
+  std::uint64_t cookie = 0;  // of the first part: the oldest, so that no change is missed
   for (std::uint64_t done = 0; done < arguments.length;) {
     const std::uint64_t at = *arguments.address + done;
     const auto read = attached->read_physical(Gpa{at}, std::min(kChunk, arguments.length - done));
     if (!read) return explain(read.error());
     const auto& data = read->data;
+    if (done == 0) cookie = read->cookie;
     if (arguments.raw) {
       if (std::fwrite(data.data(), 1, data.size(), stdout) != data.size()) {
         std::fprintf(stderr, "kvmictl: stdout takes no more\n");
@@ -166,7 +168,7 @@ int mem_read(const Arguments& arguments) {
   }
   if (arguments.json) {
     print("{\"schema\":1,\"gpa\":\"" + hex(*arguments.address) + "\",\"bytes\":" + std::to_string(arguments.length) +
-          ",\"data\":\"" + digits + "\"}\n");
+          ",\"cookie\":" + std::to_string(cookie) + ",\"data\":\"" + digits + "\"}\n");
   }
   return kOk;
 }

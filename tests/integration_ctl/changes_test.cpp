@@ -40,6 +40,41 @@ TEST_CASE("mem write shows what was there, and writes", "[integration]") {
   CHECK(bytes_at(scene.guest, kSpare)[0] == 0xff);
 }
 
+TEST_CASE("mem write is based on what a script knows: bytes, or a cookie", "[integration]") {
+  CtlScene scene;
+  scene.guest.memory().write(Gpa{kSpare}, "abcd", 4);
+  const auto write = [&](std::vector<std::string> options) {
+    std::vector<std::string> words{"mem", "write", "web1", "0x21800", "0102", "--yes"};
+    words.insert(words.end(), options.begin(), options.end());
+    return scene.ctl(words);
+  };
+  const auto cookie_of = [](const Json& json) { return std::to_string(json.at("cookie").get<std::uint64_t>()); };
+
+  const Finished other = write({"--expect", "6163"});
+  CHECK(other.exit == Exit{1, 0});
+  CHECK(has(errors_of(other), "the current cookie is "));
+  CHECK(bytes_at(scene.guest, kSpare)[0] == 'a');
+  const Finished done = write({"--expect", "61 62"});
+  INFO(errors_of(done));
+  CHECK(done.exit == Exit{0, 0});
+  CHECK(has(done.text(), "wrote 2 bytes, cookie "));
+  CHECK(bytes_at(scene.guest, kSpare)[0] == 1);
+
+  const std::string read = cookie_of(scene.ctl_json({"mem", "read", "web1", "0x21800", "4"}));
+  const std::string wrote =
+      cookie_of(scene.ctl_json({"mem", "write", "web1", "0x21800", "0304", "--yes", "--cookie", read}));
+  CHECK(wrote != read);
+  const Finished stale = write({"--cookie", read});
+  CHECK(stale.exit == Exit{1, 0});
+  CHECK(has(errors_of(stale), "the current cookie is " + wrote + "\n"));
+  CHECK(bytes_at(scene.guest, kSpare)[0] == 3);
+  CHECK(write({"--cookie", wrote, "--force"}).exit == Exit{0, 0});
+  CHECK(bytes_at(scene.guest, kSpare)[0] == 1);
+  const std::string large = scene.folder.write("large", std::string(20'000, 'x'));
+  CHECK(scene.ctl({"mem", "write", "web1", "0x600000", "--file", large, "--cookie", wrote, "--yes"}).exit == Exit{2, 0});
+  CHECK(scene.ctl({"mem", "write", "web1", "0x600000", "--file", large, "--expect", "00", "--yes"}).exit == Exit{2, 0});
+}
+
 TEST_CASE("mem write takes a file that is larger than one message", "[integration]") {
   CtlScene scene;
   std::string content(40'000, '\0');

@@ -101,6 +101,25 @@ TEST_CASE("mem write takes bytes or a file, not both and not neither", "[kvmictl
   CHECK(answered({"mem", "write", "web1", "0x10", "90", "--file", "/tmp/x"}).exit_code == kUsage);
 }
 
+TEST_CASE("what a mem write is based on", "[kvmictl]") {
+  const auto a = good({"mem", "write", "web1", "0x10", "90cc", "--expect", "00 ff", "--cookie", "18446744073709551615"});
+  CHECK(a.expected == std::vector{std::byte{0}, std::byte{0xff}});
+  CHECK(a.cookie == ~std::uint64_t{0});
+  CHECK_FALSE(good({"mem", "write", "web1", "0x10", "90"}).cookie);
+  CHECK(good({"mem", "write", "web1", "0x10", "90"}).expected.empty());
+  CHECK(good({"mem", "write", "web1", "0x10", "--file", "/tmp/x", "--expect", "00"}).expected.size() == 1);
+  CHECK(good({"mem", "write", "web1", "0x10", "90", "--cookie", "0", "--force"}).cookie == 0U);
+  for (const char* expected : {"0", "0x00", "zz", "0000"}) {
+    INFO(expected);
+    CHECK(answered({"mem", "write", "web1", "0x10", "90", "--expect", expected}).exit_code == kUsage);
+  }
+  CHECK(answered({"mem", "write", "web1", "0x10", "90", "--expect", "00", "--force"}).exit_code == kUsage);
+  for (const char* cookie : {"x", "-1", "1k", "18446744073709551616"}) {
+    INFO(cookie);
+    CHECK(answered({"mem", "write", "web1", "0x10", "90", "--cookie", cookie}).exit_code == kUsage);
+  }
+}
+
 TEST_CASE("disas begins at RIP unless told, and counts instructions", "[kvmictl]") {
   CHECK_FALSE(good({"disas", "web1"}).address);
   CHECK(good({"disas", "web1"}).count == 16);
