@@ -108,6 +108,8 @@ void add_command(Json& out, const AuditRecord& r) {
   if (r.command == CommandId::WritePhysical) {
     out["gpa"] = hex_text(r.gpa);
     out["size"] = r.amount;
+    if ((r.detail & KVMI_WRITE_PATCH) != 0) out["operation"] = "patch";
+    if ((r.detail & KVMI_WRITE_UNPATCH) != 0) out["operation"] = "unpatch";
   } else if (r.command == CommandId::SetPageAccess) {
     out["gpa"] = hex_text(r.gpa);
     out["pages"] = r.amount;

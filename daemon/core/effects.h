@@ -88,7 +88,8 @@ struct Report {
   // CommandGranted: what of the guest is touched
   Gpa gpa{};                 ///< WRITE_PHYSICAL, SET_PAGE_ACCESS (its first page)
   std::uint64_t amount = 0;  ///< bytes of WRITE_PHYSICAL, pages of SET_PAGE_ACCESS
-  std::uint8_t detail = 0;   ///< vector of INJECT_EXCEPTION; rights of SET_PAGE_ACCESS, ANDed over its pages
+  std::uint8_t detail = 0;   ///< vector of INJECT_EXCEPTION; rights of SET_PAGE_ACCESS, ANDed over its pages; flags of
+                             ///< WRITE_PHYSICAL
 
   // Decided: who said what
   std::span<const Vote> votes{};

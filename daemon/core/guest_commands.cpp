@@ -201,6 +201,7 @@ void GuestMachine::report_granted(AgentSlot slot, Seq seq, const Command& comman
         if constexpr (std::is_same_v<C, WritePhysical>) {
           report.gpa = c.gpa;
           report.amount = c.data.size();
+          report.detail = static_cast<std::uint8_t>(c.flags);
         }
         if constexpr (std::is_same_v<C, SetPageAccess>) {
           report.detail = kRwx;

@@ -44,6 +44,18 @@ TEST_CASE("each command that changes the guest is a line with what it touches", 
   const Json write = by_agent(scene.wait_audit("command_granted", command("WRITE_PHYSICAL")));
   CHECK(write.at("gpa") == "0x30000");
   CHECK(write.at("size") == 8);
+  CHECK_FALSE(write.contains("operation"));
+
+  for (const auto& [flags, operation] : {std::pair{KVMI_WRITE_PATCH, "patch"}, {KVMI_WRITE_UNPATCH, "unpatch"}}) {
+    client::WriteOptions options;
+    options.flags = static_cast<std::uint16_t>(flags);
+    check(agent.write_physical(Gpa{0x31000}, data, options));
+    const Json line = by_agent(scene.wait_audit("command_granted", [operation = operation](const Json& found) {
+      return found.value("operation", "") == operation;
+    }));
+    CHECK(line.at("command") == "WRITE_PHYSICAL");
+    CHECK(line.at("gpa") == "0x31000");
+  }
 
   check(agent.set_page_access(Gpa{0x20000}, 1, KVMI_PAGE_ACCESS_R | KVMI_PAGE_ACCESS_X));
   const Json pages = by_agent(scene.wait_audit("command_granted", command("SET_PAGE_ACCESS")));

@@ -62,6 +62,17 @@ TEST_CASE("the line of a command has what that command touches", "[audit]") {
     REQUIRE(parsed(audit_line(record)) == wanted("command_granted",
         R"({"agent":2,"command":"WRITE_PHYSICAL","command_seq":9,"gpa":"0x1000","size":16})"));
   }
+  SECTION("WRITE_PHYSICAL of a patch") {
+    record.command = CommandId::WritePhysical;
+    record.detail = KVMI_WRITE_PATCH | KVMI_WRITE_EXPECT;
+    REQUIRE(parsed(audit_line(record)) == wanted("command_granted",
+        R"({"agent":2,"command":"WRITE_PHYSICAL","command_seq":9,"gpa":"0x1000","size":16,"operation":"patch"})"));
+    record.detail = KVMI_WRITE_UNPATCH;
+    REQUIRE(parsed(audit_line(record)) == wanted("command_granted",
+        R"({"agent":2,"command":"WRITE_PHYSICAL","command_seq":9,"gpa":"0x1000","size":16,"operation":"unpatch"})"));
+    record.detail = KVMI_WRITE_COOKIE | KVMI_WRITE_EXPECT;  // a write like any other
+    REQUIRE_FALSE(parsed(audit_line(record)).contains("operation"));
+  }
   SECTION("SET_PAGE_ACCESS") {
     record.command = CommandId::SetPageAccess;
     record.detail = KVMI_PAGE_ACCESS_R | KVMI_PAGE_ACCESS_X;
