@@ -91,10 +91,15 @@ void Watch::event_in(Seq seq, const Event& event, TimePoint now) {
   Window& window = windows_[index];
   const bool ends_step = event.kind() == EventKind::Singlestep || event.kind() == EventKind::Breakpoint ||
                          event.kind() == EventKind::CreateVcpu;
-  if (window.replied && ends_step) window = Window{};
+  if (window.replied && ends_step) {
+    window.closing = true;
+    open.seen_in_window = true;
+  }
   if (const auto* hit = std::get_if<BreakpointData>(&event.data)) {
     const bool patched = anybody_patches(hit->gpa.value) || hypervisor_.told().patch_at(hit->gpa.value) != nullptr;
-    if (open.through_patch || patched) window = Window{true, false, now};
+    if (open.through_patch || patched || !commands_.empty()) window = Window{true, false, false, now};
+    for (const Agent& agent : agents_)
+      if (agent.has.patch_at(hit->gpa.value) != nullptr) open.owners.push_back(agent.id);
     if (open.through_patch && !patched) counts_.add(Seen::LateHits);
   }
 }
@@ -128,6 +133,8 @@ void Watch::lost_in(AgentId id) {
   }
   counts_.add(Seen::AgentsLost);
   if (owed) counts_.add(Seen::AgentsLostOwing);
+  for (const Agent& agent : agents_)
+    if (agent.id == id && !commands_.empty()) departing_.push_back(agent);
   std::erase_if(agents_, [&](const Agent& agent) { return agent.id == id; });
 }
 
@@ -144,6 +151,7 @@ void Watch::message_in(AgentId id, Seq seq, const Downward& message) {
     for (Decider& decider : open->deciders) {
       if (decider.id != id || decider.voted >= decider.owed || decider.defaulted) continue;
       decider.tentative = true;
+      decider.action_before = decider.action;
       decider.action = std::max(decider.action, reply->action);
       decider.step_over = decider.step_over || reply->step_over;
       ++decider.voted;
@@ -195,6 +203,7 @@ void Watch::grant_in(AgentId id, const core::Grant& grant, const core::GuestMach
   counts_.add(Seen::GrantsChanged);
   Agent* agent = find(id);
   if (agent == nullptr) return;
+  if (!commands_.empty()) departing_.push_back(*agent);
   agent->grant = grant;
   // Of a change that is under way nobody outside can say whether policy came before or after it.
   for (const Pending& pending : agent->pending) agent->uncertain = agent->uncertain || pending.is_wish;
@@ -261,6 +270,7 @@ void Watch::effects(const core::Effects& effects, const core::GuestMachine& mach
                    },
                },
                effect);
+  if (link_up_) asking_ = false;
   if (garbage_) violated(kI1, "garbage of a hypervisor did not cost it its link");
   for (auto& open : open_)
     if (open)
@@ -350,7 +360,10 @@ void Watch::on_event_reply(const core::SendEventReply& e, TimePoint now) {
     const auto verdict = verdict_of(*open, step_over);
     const bool steps = (!verdict && !open->uncertain && open->deciders.empty()) || verdict == Action::Allow ||
                        (verdict == Action::Retry && step_over);
-    if (open->through_patch && steps) hypervisor_.promise_step(index, open->seq);
+    if (open->through_patch && steps) {
+      hypervisor_.promise_step(index, open->seq);
+      step_owners_[index] = open->owners;
+    }
     const bool certainly_not = verdict && !steps;
     if (open->event.kind() == EventKind::Breakpoint && certainly_not) window = Window{};
   }
@@ -411,13 +424,13 @@ void Watch::on_notice(const core::SendNotice& e) {
       counts_.add(Seen::RepliesRefused);
       if (input_ == Input::Agent && input_agent_ != e.agent && notice.error != ErrorCode::Busy)
         violated(kI5, agent_text(e.agent) + " is told of a reply that another agent sent");
-      if (input_ != Input::Agent || input_agent_ != e.agent || notice.error == ErrorCode::Stale) return;
+      if (input_ != Input::Agent || input_agent_ != e.agent) return;
       // Its vote of this input does not count; where it was owed, its default does.
       for (auto* events : {&open_, &ended_})
         for (auto& open : *events)
           if (Decider* decider = decider_of(open ? &*open : nullptr)) {
             if (open->agents_seq != notice.event_seq) continue;
-            if (decider->tentative) --decider->voted, decider->action = Action::Allow, decider->step_over = false;
+            if (decider->tentative) --decider->voted, decider->action = decider->action_before, decider->step_over = false;
             decider->tentative = false;
             if (decider->voted < decider->owed && notice.error == ErrorCode::Invalid) decider->defaulted = true;
           }
@@ -445,7 +458,9 @@ void Watch::on_notice(const core::SendNotice& e) {
     }
     case NoticeKind::Revoked: {
       counts_.add(Seen::Revoked);
-      if (input_ == Input::GrantLost || (input_ == Input::GrantChanged && input_agent_ == e.agent)) return;
+      if (notice.error == ErrorCode::NotPermitted && input_agent_ == e.agent &&
+          (input_ == Input::GrantLost || input_ == Input::GrantChanged))
+        return;
       if (asking_ && link_up_ && !input_error_) {  // the first moment of a link: what it has less is known
         return;
       }
@@ -498,7 +513,7 @@ void Watch::i1_answer_is_the_verdict(const OpenEvent& open, Action action) const
   // At a patch ALLOW means to execute what is under it, which the hypervisor is told as RETRY once the patch is lifted.
   const bool at_patch = open.event.kind() == EventKind::Breakpoint && windows_[open.event.vcpu.value].open;
   if (at_patch && *verdict == Action::Allow && action == Action::Retry) return;
-  violated(kI1, event_text(open.event) + " was answered with " + std::string(name_of(action)) +
+  violate_or_go_on(std::string(kI1), event_text(open.event) + " was answered with " + std::string(name_of(action)) +
                     ", but the strictest vote was " + std::string(name_of(*verdict)));
 }
 
@@ -516,7 +531,7 @@ void Watch::i1_nobody_waits_too_long(TimePoint now) const {
 
 void Watch::i8_hit_is_not_given_to_the_guest(const OpenEvent& open, Action action) const {
   if (open.through_patch && action == Action::Allow)
-    violated("I8 no hit is lost", event_text(open.event) + " was the INT3 of a patch, and is given to the guest");
+    violate_or_go_on("I8 no hit is lost", event_text(open.event) + " was the INT3 of a patch, and is given to the guest");
 }
 
 void Watch::i5_may_see(const Agent& agent, const OpenEvent& open, bool decide) const {

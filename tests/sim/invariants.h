@@ -86,6 +86,7 @@ class Watch {
     bool tentative = false;  ///< the vote of this input, unless it is refused
     bool step_over = false;
     Action action{};  ///< the strictest it said
+    Action action_before{};  ///< without the vote of this input
     Action default_action{};
   };
   struct OpenEvent {
@@ -102,11 +103,13 @@ class Watch {
     std::vector<Decider> deciders;
     std::vector<AgentId> told;
     std::vector<AgentId> outcomes_told;
+    std::vector<AgentId> owners;  ///< of the patch that was hit, at that time
   };
   /// From a hit of a patch until its step is over: patches may be lifted, and replies kept back.
   struct Window {
     bool open = false;
     bool replied = false;
+    bool closing = false;  ///< the step is over; what was lifted is placed again
     TimePoint since{};
   };
   struct OpenCommand {
@@ -127,6 +130,7 @@ class Watch {
     return false;
   }
   [[nodiscard]] bool anybody_patches(std::uint64_t gpa) const;
+  [[nodiscard]] bool one_still_owns(const std::vector<AgentId>& owners, std::uint64_t gpa) const;
 
   void on_command(const core::SendCommand& e, TimePoint now);
   void on_event_reply(const core::SendEventReply& e, TimePoint now);
@@ -162,7 +166,9 @@ class Watch {
   std::array<std::optional<OpenEvent>, kVcpus> open_;
   std::array<std::optional<OpenEvent>, kVcpus> ended_;  ///< the last one, for OUTCOME
   std::array<Window, kVcpus> windows_{};
+  std::array<std::vector<AgentId>, kVcpus> step_owners_;  ///< of the patch that the vCPU is to step over
   std::vector<OpenCommand> commands_;
+  std::vector<Agent> departing_;  ///< went while a change was under way: the rest of it is told, and taken back
   std::optional<Seq> unhook_;
   bool link_up_ = false;
   bool link_closed_ = false;

@@ -37,6 +37,14 @@ bool Watch::anybody_patches(std::uint64_t gpa) const {
   });
 }
 
+/// When all who had the patch that was hit are gone, what lies there next is another one, and a hit of its own.
+bool Watch::one_still_owns(const std::vector<AgentId>& owners, std::uint64_t gpa) const {
+  return std::any_of(agents_.begin(), agents_.end(), [&](const Agent& agent) {
+    return !agent.uncertain && agent.has.patch_at(gpa) != nullptr &&
+           std::find(owners.begin(), owners.end(), agent.id) != owners.end();
+  });
+}
+
 /// The agent was told yes.
 void Watch::granted(Agent& agent, const Pending& pending, const CommandReply& reply) {
   const Wish& wish = pending.wish;
@@ -58,7 +66,7 @@ void Watch::granted(Agent& agent, const Pending& pending, const CommandReply& re
   if ((wish.flags & KVMI_WRITE_PATCH) != 0) {
     counts_.add(Seen::PatchesPlaced);
     for (const Agent& other : agents_) {
-      if (other.id == agent.id) continue;
+      if (other.id == agent.id || other.uncertain) continue;
       for (const Patch& patch : other.has.patches) {
         if (patch == wish.patch) counts_.add(Seen::PatchesShared);
         if (patch != wish.patch && patch.overlaps(wish.patch))
@@ -86,7 +94,7 @@ Wishes Watch::union_of_agents() const {
     for (unsigned i = 0; i < kVcpus; ++i) {
       VcpuWish& to = all.vcpus[i];
       const VcpuWish& from = agent.has.vcpus[i];
-      to.events |= from.events;
+      to.events |= from.events & ~bit(EventKind::Pause);  // has no switch: it comes from PAUSE_VCPU alone
       to.crs = static_cast<std::uint8_t>(to.crs | from.crs);
       to.msrs = static_cast<std::uint8_t>(to.msrs | from.msrs);
       to.step = to.step || from.step;
@@ -104,7 +112,13 @@ bool Watch::in_window(TimePoint now) {
   for (unsigned i = 0; i < kVcpus; ++i) {
     Window& window = windows_[i];
     const Duration longest = core::kStepOverMax + microseconds(2000);
-    if (window.replied && !open_[i] && now - window.since > longest) window = Window{};
+    if (window.closing && commands_.empty()) window = Window{};
+    if (window.replied && !open_[i] && now - window.since > longest) window.closing = true;
+    // A BREAKPOINT of the guest's own that waits becomes a hit when somebody patches that place meanwhile.
+    if (open_[i] && !window.open)
+      if (const auto* hit = std::get_if<BreakpointData>(&open_[i]->event.data);
+          hit != nullptr && (anybody_patches(hit->gpa.value) || !commands_.empty()))
+        window = Window{true, false, false, now};
     any = any || window.open;
   }
   if (any)
@@ -125,7 +139,14 @@ void Watch::check(const core::GuestMachine& machine, TimePoint now) {
   i6_accounts(info);
   told_back_refused_ = hypervisor_.refused_to_take();
 
-  const bool quiescent = commands_.empty() && !stepping;
+  if (commands_.empty()) departing_.clear();
+  for (unsigned i = 0; i < hypervisor_.vcpu_count(); ++i) {
+    const auto at = hypervisor_.must_step_at(i);
+    if (at && !one_still_owns(step_owners_[i], *at)) hypervisor_.forgive_step(i);
+  }
+  bool quiescent = commands_.empty() && !stepping;
+  for (unsigned i = 0; i < hypervisor_.vcpu_count(); ++i)  // it has begun anew, and that is not known here yet
+    quiescent = quiescent && (open_[i] || !hypervisor_.begins_anew(i));
   if (!quiescent) return;
   i7_all_are_answered();
   if (!link_up_) return;
@@ -181,8 +202,11 @@ void Watch::i2_somebody_wishes(const Command& command) const {
   const auto nobody = [&](const std::string& what) {
     violated(kI2, "the hypervisor is told " + what + ", which no agent wishes");
   };
+  // Of a change under way whose agent has gone the rest may still be told: it is taken back right after.
   const auto anybody = [&](auto&& has, auto&& asks) {
-    return std::any_of(agents_.begin(), agents_.end(), [&](const Agent& agent) { return wishes(agent, has, asks); });
+    const auto wishing = [&](const Agent& agent) { return wishes(agent, has, asks); };
+    return std::any_of(agents_.begin(), agents_.end(), wishing) ||
+           std::any_of(departing_.begin(), departing_.end(), wishing);
   };
   const bool stepping = std::any_of(windows_.begin(), windows_.end(), [](const Window& window) { return window.open; });
   const bool patches = anybody([](const Wishes& has) { return !has.patches.empty(); },

@@ -48,11 +48,13 @@ std::optional<std::vector<std::uint64_t>> seeds_of(const std::string& text) {
 }
 
 /// The run once more, up to where it broke: it is the same run, so nothing had to be kept the first time.
-void print_last_lines(std::uint64_t seed, std::uint64_t steps) {
+void print_last_lines(std::uint64_t seed, std::uint64_t steps, unsigned guest) {
+  const std::string of_guest = " guest " + std::to_string(guest) + " ";  // the others have no part in it
   std::deque<std::string> lines;
   bool same = false;
   World world(seed);
   world.trace_to([&](const std::string& line) {
+    if (line.find(of_guest) == std::string::npos) return;
     if (lines.size() == kLastLines) lines.pop_front();
     lines.push_back(line);
   });
@@ -89,6 +91,7 @@ int main_of(int argc, char** argv) {
   app.add_option("--steps", steps, "steps of each run")->capture_default_str();
   app.add_option("--runs", runs, "runs with seeds from the OS")->capture_default_str();
   app.add_option("--seconds", seconds, "end after so many seconds, between two steps; 0: never");
+  app.add_option("--past", past_texts, "go on past violations with this text, where that is possible");
   app.add_flag("--trace", trace, "print a line for each input and effect");
   app.add_flag("--require-coverage", require_coverage, "fail if some kind of thing never happened (100,000 steps or more)");
   app.add_flag("--quiet", quiet, "print the last line of the summary only");
@@ -131,9 +134,10 @@ int main_of(int argc, char** argv) {
     try {
       world.run(steps, enough);
     } catch (const Violation& violation) {
-      std::printf("\nVIOLATED %s\nseed %llu, step %llu: %s\n", violation.name.c_str(),
-                  static_cast<unsigned long long>(seed), static_cast<unsigned long long>(world.steps()), violation.what());
-      if (!trace) print_last_lines(seed, steps);
+      std::printf("\nVIOLATED %s\nseed %llu, step %llu, guest %u: %s\n", violation.name.c_str(),
+                  static_cast<unsigned long long>(seed), static_cast<unsigned long long>(world.steps()), world.guest(),
+                  violation.what());
+      if (!trace) print_last_lines(seed, steps, world.guest());
       std::printf("replay: sim --seed %llu --steps %llu --trace\n", static_cast<unsigned long long>(seed),
                   static_cast<unsigned long long>(steps));
       return 1;

@@ -15,6 +15,9 @@ constexpr ActionSet kNoRetry{KVMI_ACTION_BIT(KVMI_ACTION_ALLOW) | KVMI_ACTION_BI
                              KVMI_ACTION_BIT(KVMI_ACTION_CRASH)};
 constexpr ActionSet kAllowOrCrash{KVMI_ACTION_BIT(KVMI_ACTION_ALLOW) | KVMI_ACTION_BIT(KVMI_ACTION_CRASH)};
 
+/// Agents may answer RETRY so often.
+constexpr unsigned kOwnInt3MetMax = 40;
+
 std::string hex(std::uint64_t value) {
   char text[24];
   std::snprintf(text, sizeof text, "0x%llx", static_cast<unsigned long long>(value));
@@ -71,7 +74,7 @@ void ModelHypervisor::connect(const GetVersionReply& version, const HypervisorNa
 
 // The hook is dropped: rights, patches, events are gone in one step, and every vCPU that waited goes on.
 void ModelHypervisor::disconnect() {
-  linked_ = false;
+  linked_ = heard_ = false;
   refused_to_take_ = unhook_answered_ = false;
   unhook_.reset();
   told_ = Wishes{};
@@ -207,17 +210,20 @@ void ModelHypervisor::execute(unsigned index, TimePoint now, Sends& out) {
   const std::uint8_t visible =
       patch != nullptr ? std::to_integer<std::uint8_t>(patch->bytes[at - patch->gpa]) : memory_[at];
   if (patch != nullptr && vcpu.must_step && now - vcpu.must_step_since < core::kStepOverMax)
-    throw Violation("I8 no hit is lost", "vCPU " + std::to_string(index) + " was to step over the patch at " + hex(at) +
+    violate_or_go_on("I8 no hit is lost", "vCPU " + std::to_string(index) + " was to step over the patch at " + hex(at) +
                                              " and met it again before it executed what is under it");
   if (visible == kInt3) {
     if (enabled(index, EventKind::Breakpoint)) {
       vcpu.passes_once = false;
       vcpu.must_step = false;  // an INT3 of the guest's own under a patch: it is executed by being met
+      if (patch == nullptr && ++vcpu.own_int3_met > kOwnInt3MetMax)
+        violate_or_go_on("I8 no hit is lost", "vCPU " + std::to_string(index) + " met the guest's own INT3 at " + hex(at) +
+                                                 " again and again, and the guest never gets its exception");
       counts_.add(patch != nullptr ? Seen::PatchHits : Seen::OwnBreakpoints);
       return raise(index, BreakpointData{Gpa{at}, 1}, kEveryAction, out, patch != nullptr);
     }
     if (patch != nullptr)
-      throw Violation("I8 no hit is lost", "vCPU " + std::to_string(index) + " executed the INT3 of the patch at " +
+      violate_or_go_on("I8 no hit is lost", "vCPU " + std::to_string(index) + " executed the INT3 of the patch at " +
                                                hex(at) + " while its BREAKPOINT events were off: the guest got it");
   }
   if (vcpu.must_step) counts_.add(Seen::StepsOver);
@@ -246,7 +252,7 @@ void ModelHypervisor::something_else(unsigned index, Sends& out) {
   static constexpr std::array<std::uint16_t, 3> kCrs{0, 3, 4};
   const VcpuWish& told = told_.vcpus[index];
   const auto kind = static_cast<EventKind>(rng_.between(1, kEventCount - 1));
-  const bool surprise = rng_.permille(4);  // legal: what was switched off a moment ago, or what nobody asked for
+  const bool surprise = heard_ && rng_.permille(4);  // legal: what was switched off a moment ago, or what nobody asked for
   if (!enabled(index, kind) && !surprise) return executed(index);
   switch (kind) {
     case EventKind::Cr: {
@@ -312,6 +318,7 @@ void ModelHypervisor::event_reply(Seq seq, const EventReply& reply, TimePoint no
   if (reply.action == Action::Skip) {
     vcpu.doing = Doing::Nothing;
     vcpu.must_step = vcpu.passes_once = false;
+    vcpu.own_int3_met = 0;
   }
   if (reply.action != Action::Allow) return;
   switch (vcpu.kind) {
@@ -319,7 +326,10 @@ void ModelHypervisor::event_reply(Seq seq, const EventReply& reply, TimePoint no
       vcpu.passes_once = true;
       vcpu.traps_access = reply.trap_access;
       break;
-    case EventKind::Breakpoint: vcpu.doing = Doing::Nothing; break;  // the guest has its own exception
+    case EventKind::Breakpoint:
+      vcpu.doing = Doing::Nothing;
+      vcpu.own_int3_met = 0;
+      break;  // the guest has its own exception
     case EventKind::Pause:
     case EventKind::Singlestep:
     case EventKind::Access: break;
@@ -342,6 +352,7 @@ void ModelHypervisor::command(Seq seq, const Command& command, Sends& out) {
   CommandReply answer;
   answer.id = static_cast<std::uint16_t>(id_of(command));
   const bool at_start = std::holds_alternative<GetVersion>(command) || std::holds_alternative<GetGuestInfo>(command);
+  heard_ = heard_ || !at_start;
   if (!at_start && nature_.deaf_once) {
     nature_.deaf_once = false;
     return;  // never answered, and not carried out
@@ -389,7 +400,13 @@ ErrorCode ModelHypervisor::carry_out(const Command& command, ReplyBody& body) {
             return ErrorCode::None;
           },
           [&](const SetRegisters& c) {
-            vcpus_.at(c.vcpu.value).rax = c.regs.rax;
+            Vcpu& vcpu = vcpus_.at(c.vcpu.value);
+            vcpu.rax = c.regs.rax;
+            if (c.regs.rip != vcpu.address) {  // it is sent somewhere else: no patch is in its way any more
+              vcpu.promised.reset();
+              vcpu.must_step = vcpu.passes_once = false;
+              vcpu.doing = Doing::Nothing;
+            }
             counts_.add(Seen::RegistersStaged);
             return ErrorCode::None;
           },

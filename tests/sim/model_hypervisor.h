@@ -48,6 +48,12 @@ class ModelHypervisor {
 
   /// kvmid has decided that the vCPU, which waits in a hit of a patch, shall execute what is under it.
   void promise_step(unsigned index, Seq event) { vcpus_[index].promised = event; }
+  /// The patch that was to be stepped over is nobody's any more: what is met there next is another one.
+  void forgive_step(unsigned index) { vcpus_[index].must_step = false, vcpus_[index].promised.reset(); }
+  [[nodiscard]] std::optional<std::uint64_t> must_step_at(unsigned index) const {
+    if (!vcpus_[index].must_step && !vcpus_[index].promised) return std::nullopt;
+    return vcpus_[index].address;
+  }
   [[nodiscard]] const Wishes& told() const { return told_; }
   [[nodiscard]] unsigned vcpu_count() const { return static_cast<unsigned>(vcpus_.size()); }
   [[nodiscard]] bool crashed() const { return crashed_; }
@@ -55,6 +61,10 @@ class ModelHypervisor {
   /// The vCPU's event was a hit of a patch.
   [[nodiscard]] bool hit_patch(VcpuId vcpu, Seq seq) const {
     return vcpu.value < vcpus_.size() && vcpus_[vcpu.value].seq == seq && vcpus_[vcpu.value].through_patch;
+  }
+  /// The vCPU waits in a CREATE_VCPU event.
+  [[nodiscard]] bool begins_anew(unsigned index) const {
+    return vcpus_[index].waiting && vcpus_[index].kind == EventKind::CreateVcpu;
   }
   [[nodiscard]] bool refused_to_take() const { return refused_to_take_; }
   [[nodiscard]] std::uint64_t refusals() const { return refusals_; }
@@ -79,6 +89,7 @@ class ModelHypervisor {
     bool must_step = false;
     TimePoint must_step_since{};
     TimePoint halted_until{};
+    unsigned own_int3_met = 0;  ///< in a row, without the guest getting its own exception
     std::uint64_t rax = 0;
   };
 
@@ -108,6 +119,7 @@ class ModelHypervisor {
   std::vector<std::uint8_t> memory_ = std::vector<std::uint8_t>(kMemoryBytes);
   Wishes told_;
   bool linked_ = false;
+  bool heard_ = false;  ///< kvmid knows who this is: events may be sent
   bool crashed_ = false;
   bool refused_to_take_ = false;
   std::uint64_t refusals_ = 0;

@@ -85,6 +85,7 @@ ByteBuffer World::take(Pipe& pipe) {
 }
 
 void World::happen(const Item& item) {
+  guest_ = item.guest;
   Guest& guest = *guests_[item.guest];
   Place& place = guest.places[item.who < kPlaces ? item.who : 0];
   const bool link_holds = guest.connected && item.generation == guest.link;

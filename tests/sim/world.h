@@ -38,6 +38,8 @@ class World {
   void trace_to(TraceLine line) { trace_ = std::move(line); }
   [[nodiscard]] const Counts& counts() const { return counts_; }
   [[nodiscard]] std::uint64_t steps() const { return steps_; }
+  /// The guest of the last thing that happened.
+  [[nodiscard]] unsigned guest() const { return guest_; }
 
  private:
   static constexpr unsigned kPlaces = 6;  ///< agents of one guest
@@ -147,6 +149,7 @@ class World {
   TimePoint now_{std::chrono::hours(1)};
   std::uint64_t order_ = 0;
   std::uint64_t steps_ = 0;
+  unsigned guest_ = 0;
   std::uint32_t agents_made_ = 0;
   unsigned chaos_ = 1;  ///< how often Life strikes
   unsigned agents_wanted_ = 3;
