@@ -2,6 +2,7 @@
 //
 // Requests to the admin side, good and bad. Whatever comes, it is answered in JSON and the daemon is unmoved.
 
+#include <array>
 #include <catch2/catch.hpp>
 #include <csignal>
 #include <memory>
@@ -61,6 +62,39 @@ TEST_CASE("an agent's entry has the events that wait for it, with their age", "[
     CHECK(entry["pending"][0].at("age_ms").is_number());
   }
   CHECK(found);
+}
+
+TEST_CASE("an agent's patches and filters are shown, and what its filters kept from it", "[integration][http]") {
+  AdminScene scene;
+  AgentClient agent = attach(scene.daemon.agent_socket(), scene.guest.uuid());
+  const std::array<std::byte, 2> bytes{std::byte{0x0f}, std::byte{0x0b}};
+  client::WriteOptions patch;
+  patch.flags = KVMI_WRITE_PATCH;
+  for (const std::uint64_t gpa : {0x600000U, 0x601000U}) check(agent.write_physical(Gpa{gpa}, bytes, patch));
+  kvmi_filter_term never{};
+  never.field = KVMI_FILTER_VCPU;
+  never.value = 1000;
+  check(agent.set_filter(kAllVcpus, EventKind::Cr, Action::Allow, std::span(&never, 1)));
+  check(agent.control_cr(kAllVcpus, 4, true));
+  EventSet cr;
+  cr.add(EventKind::Cr);
+  check(agent.subscribe(cr, Role::Decider));
+  scene.guest.set_mode(GuestMode::Cr4);
+  Json entry;
+  REQUIRE(wait_until([&] {
+    entry = http(scene.admin(), "GET", "/v1/agents").json().at("agents").at(0);
+    return entry.at("filtered") > 2;
+  }));
+  scene.guest.set_mode(GuestMode::Idle);
+  CHECK(entry.at("patches") == 2);
+  CHECK(entry.at("filters") == 1);
+  const Json guest = http(scene.admin(), "GET", "/v1/guests/" + scene.guest.uuid_text()).json();
+  CHECK(guest.at("counters").at("filtered") > 2);
+  CHECK(guest.at("counters").at("stepped_over") == 0);
+  const std::string metrics = http(scene.admin(), "GET", "/metrics").body;
+  CHECK(metrics.find("kvmid_guest_agent_patches{guest=\"" + scene.guest.uuid_text() + "\",name=\"web1\"} 2\n") !=
+        std::string::npos);
+  CHECK_FALSE(check(agent.wait_event(Millis(0))));  // it heard of none of them
 }
 
 TEST_CASE("each mistake is answered with its status and a sentence", "[integration][http]") {

@@ -183,6 +183,34 @@ void check_read_physical(Stage& stage) {
   CHECK(code_of(stage.agent.read_ranges(normal, AddressSpace::Smm)) == ErrorCode::Fault);
 }
 
+/// The guest executes what an agent lays over the constant of its function, and nobody else sees it.
+void check_patch(Stage& stage, Gpa gpa, const std::array<std::byte, 2>& own) {
+  const auto result = [&] {
+    stage.guest.do_times(GuestMode::Exec, 1);
+    stage.guest.set_mode(GuestMode::Idle);
+    return stage.now().exec_result;
+  };
+  const std::array over{std::byte{0xaa}, std::byte{0x55}};
+  client::WriteOptions place, take_off;
+  place.flags = KVMI_WRITE_PATCH;
+  take_off.flags = KVMI_WRITE_UNPATCH;
+  place.expected = own;
+  const auto placed = check(stage.agent.write_physical(gpa, over, place));
+  CHECK(result() == 0x55aa);
+  const auto read = check(stage.agent.read_physical(gpa, own.size()));
+  CHECK(std::equal(read.data.begin(), read.data.end(), own.begin(), own.end()));
+  CHECK(read.cookie == placed);
+  {
+    AgentClient other = attach(stage.agent_socket(), stage.guest.uuid(), "other");
+    CHECK(check(other.read_physical(gpa, own.size())).data == read.data);
+    check(other.write_physical(gpa, over, place));  // the same bytes: shared
+    check(stage.agent.write_physical(gpa, own, take_off));
+    CHECK(result() == 0x55aa);
+  }
+  // The last owner has gone without a word.
+  REQUIRE(wait_until([&] { return result() == 0xf00d; }));
+}
+
 void check_write_physical(Stage& stage) {
   // The guest itself says what it found: it writes it into an MSR and reads that back.
   write_mailbox(stage.agent, 0, offsetof(Mailbox, arg_msr_value), 0x5678'9abc);
@@ -204,6 +232,7 @@ void check_write_physical(Stage& stage) {
   stage.guest.do_times(GuestMode::Exec, 1);
   CHECK(stage.now().exec_result == 0xf00d);
   stage.guest.set_mode(GuestMode::Idle);
+  check_patch(stage, Gpa{emulated::kExecPage.value + static_cast<std::uint64_t>(at - page.begin())}, patched);
 
   CHECK(code_of(stage.agent.write_physical(Gpa{kRamBytes - 1}, patched)) == ErrorCode::Fault);
   CHECK(code_of(stage.agent.write_physical(Gpa{kRamBytes}, patched)) == ErrorCode::Fault);
@@ -277,6 +306,30 @@ void check_control_msr(Stage& stage) {
   CHECK(code_of(stage.agent.control_msr(kAllVcpus, 0x2000, true)) == ErrorCode::Invalid);
 }
 
+/// Only what matches is told; for the rest the agent's own action is taken.
+void check_set_filter(Stage& stage) {
+  stage.subscribe(EventKind::Hypercall);
+  kvmi_filter_term second_vcpu{};
+  second_vcpu.field = KVMI_FILTER_VCPU;
+  second_vcpu.value = 1;
+  const std::span<const kvmi_filter_term> terms(&second_vcpu, 1);
+  check(stage.agent.set_filter(kAllVcpus, EventKind::Hypercall, Action::Skip, terms));
+  stage.guest.do_times(GuestMode::Vmcall, 2, 0);
+  stage.guest.set_mode(GuestMode::Idle, 0);
+  CHECK_FALSE(check(stage.agent.next_message(Millis{0})));
+  stage.guest.set_mode(GuestMode::Vmcall, 1);
+  const auto told = stage.next_event();
+  stage.guest.set_mode(GuestMode::Idle, 1);
+  CHECK(told.event.vcpu == VcpuId{1});
+  check(stage.agent.reply(told, Action::Allow));
+  // Without terms there is none any more.
+  check(stage.agent.set_filter(kAllVcpus, EventKind::Hypercall, Action::Allow, {}));
+  const auto again = stage.provoke(GuestMode::Vmcall);
+  CHECK(again.event.vcpu == VcpuId{0});
+  check(stage.agent.reply(again, Action::Allow));
+  CHECK(code_of(stage.agent.set_filter(kAllVcpus, EventKind::Pause, Action::Allow, terms)) == ErrorCode::Invalid);
+}
+
 const CommandChecks kServed{
     {CommandId::GetVersion, check_get_version},        {CommandId::GetGuestInfo, check_get_guest_info},
     {CommandId::PauseVcpu, check_pause_vcpu},          {CommandId::GetRegisters, check_get_registers},
@@ -284,7 +337,7 @@ const CommandChecks kServed{
     {CommandId::SetPageAccess, check_set_page_access}, {CommandId::InjectException, check_inject_exception},
     {CommandId::ReadPhysical, check_read_physical},    {CommandId::WritePhysical, check_write_physical},
     {CommandId::ControlEvents, check_control_events},  {CommandId::ControlCr, check_control_cr},
-    {CommandId::ControlMsr, check_control_msr},
+    {CommandId::ControlMsr, check_control_msr},        {CommandId::SetFilter, check_set_filter},
 };
 
 CommandChecks served() {
