@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# Language level, warnings, sanitizers, compiler cache and linker, the same for every target.
+# Language level, warnings, sanitizers, coverage, compiler cache and linker, the same for every target.
 
 set(CMAKE_CXX_STANDARD 20)
 set(CMAKE_CXX_STANDARD_REQUIRED ON)
@@ -56,6 +56,13 @@ elseif(NOT CMAKE_BUILD_TYPE STREQUAL "Debug")
   add_link_options(-Wl,-z,relro,-z,now)
 endif()
 add_compile_definitions($<$<COMPILE_LANGUAGE:CXX>:_GLIBCXX_ASSERTIONS>)
+
+# Which lines ran, for scripts/coverage. Counters of a daemon with threads must not lose increments.
+option(KVMID_COVERAGE "Count which lines run (GCC's gcov)" OFF)
+if(KVMID_COVERAGE)
+  add_compile_options("$<${c_or_cxx}:--coverage;-fprofile-update=atomic>")
+  add_link_options(--coverage)
+endif()
 
 include(CheckPIESupported)
 check_pie_supported(LANGUAGES CXX)
