@@ -30,7 +30,7 @@ constexpr const char* kHelp = R"(bench-roundtrip: event round trip through kvmid
 The lanes of a row are measured in turn, 500 round trips at a time:
   direct    the hypervisor and one decider on a socket pair
   relay     one decider behind a process that moves bytes and knows nothing of them. It is what every row is compared
-            with first, also the rows with many agents: one agent alone without kvmid is what many agents with it replace
+            with first, also the rows with many agents: without kvmid there is one agent alone
   fan-out   as many agents as kvmid has in that row, behind a process without logic that sends what comes to all of them
             and waits until each decider has said something: the least that several agents cost in any case. For one
             decider alone that is the bare relay
@@ -106,7 +106,8 @@ nlohmann::json measure(const Options& options) {
   Lane relayed = relay_lane();
   Daemon kvmid(options.kvmid);
   nlohmann::json result = {{"schema", 2}, {"pinned", options.pinned}, {"rows", nlohmann::json::array()}};
-  for (const Row& row : options.rows) result["rows"].push_back(measure_row(kvmid, direct, relayed, row, options.rounds));
+  for (const Row& row : options.rows)
+    result["rows"].push_back(measure_row(kvmid, direct, relayed, row, options.rounds));
   if (options.stalls != 0) result["deadline"] = measure_deadline(kvmid, options.stalls);
   return result;
 }

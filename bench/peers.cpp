@@ -132,8 +132,8 @@ void HypervisorPeer::hello(const Uuid& uuid, const std::string& name) {
   ByteBuffer bytes;
   encode(hello, bytes);
   send_all(stream_.fd(), bytes);
-  const auto answer =
-      parse_hypervisor_answer(receive(stream_.fd(), sizeof(kvmi_handshake_answer) + sizeof(kvmi_handshake_answer_kvmi2)));
+  constexpr std::size_t kAnswerBytes = sizeof(kvmi_handshake_answer) + sizeof(kvmi_handshake_answer_kvmi2);
+  const auto answer = parse_hypervisor_answer(receive(stream_.fd(), kAnswerBytes));
   if (!answer) throw std::runtime_error("handshake: " + describe(answer.error()));
   if (answer->status != ErrorCode::None) throw std::runtime_error("kvmid refused the guest: " + answer->text);
 }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #pragma once
 
-/// Both ends of an event round trip, as thin as they can be: a hypervisor that sends events, agents that answer or watch.
+/// Both ends of an event round trip, as thin as they can be: a hypervisor that sends events, agents that answer or
+/// watch.
 ///
 /// Purpose:  the same peers talk directly, through a bare relay and through kvmid, so that only the middle differs.
 /// Threads:  an object belongs to one thread or process.

@@ -78,7 +78,11 @@ class GuestRun {
   void perform();
   void check();
   Agent& present(AgentId id, const char* effect);
-  WireFrame encoded(const auto& encode);
+  WireFrame encoded(const auto& encode) {
+    wire_.clear();
+    encode(wire_);
+    return frame_of(wire_);
+  }
   void sent_to_agent(WireFrame frame);
   void sent_to_hypervisor(const core::SendEventReply& effect);
   void execute(const Command& command);
