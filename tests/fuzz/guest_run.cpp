@@ -98,6 +98,8 @@ void GuestRun::finish() {
   everybody_answers();
   for (const auto& [id, agent] : agents_)
     if (!agent.asked.empty()) fail("a command was never answered");
+  for (const auto& agent : machine_.info().agents)
+    if (agent.requests_open != 0) fail("everything was answered and a request is still charged");
   while (!agents_.empty()) lose_agent(agents_.begin()->first);
   everybody_answers();
   if (machine_.has_agents()) fail("an agent stayed");
