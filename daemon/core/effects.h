@@ -37,6 +37,43 @@ struct SendReply {  ///< to an agent
   Seq seq;
   CommandReply reply;
 };
+/// READ_PHYSICAL answered from the mapping of guest RAM, which has all of it. The ranges live until the next input.
+struct ReadRam {
+  AgentId agent;
+  Seq seq;
+  WireArray<kvmi_read_range> ranges;
+  std::uint64_t bytes = 0;  ///< of all ranges
+  std::uint64_t cookie = 0;
+};
+/// The agent gets descriptors of guest RAM and of what is published about it.
+struct GrantRam {
+  AgentId agent;
+  Seq seq;
+};
+struct RevokeRam {
+  AgentId agent;
+};
+
+// What readers of guest RAM are told. Only where RAM is shared; of the normal address space.
+struct RamChanging {  ///< before the command that does it is sent
+  Gpa gpa;
+  std::uint64_t bytes = 0;
+  std::uint64_t generation = 0;  ///< the one that it makes
+};
+struct RamChanged {  ///< the command is answered
+  Gpa gpa;
+  std::uint64_t bytes = 0;
+};
+struct RamPatched {  ///< RAM does not hold the guest's own bytes there, or does again
+  Gpa gpa;
+  std::uint64_t bytes = 0;
+  bool on = false;
+  std::uint64_t generation = 0;
+};
+struct RamMapChanged {
+  std::uint64_t generation = 0;
+};
+
 struct SendNotice {  ///< to an agent
   AgentId agent;
   Notice notice;
@@ -108,7 +145,8 @@ inline constexpr CommandSet kGuestChanging{
     KVMI_COMMAND_BIT(KVMI_MSG_PAUSE_VCPU)};
 
 using Effect = std::variant<SendCommand, SendEventReply, SendEvent, SendReply, SendNotice, SendGuestOn, SendGuestOff,
-                            CloseAgent, CloseHypervisor, GuestReady, Report>;
+                            CloseAgent, CloseHypervisor, GuestReady, Report, ReadRam, GrantRam, RevokeRam, RamChanging,
+                            RamChanged, RamPatched, RamMapChanged>;
 
 /// What one input asks the shell to do, in order. Owned by the shell and reused: warm, it allocates nothing.
 /// Views inside live until the next input of the machine that made them.

@@ -46,9 +46,9 @@ std::optional<Refusal> GuestMachine::refusal_of(AgentSlot slot, const Command& c
   if (!agent.grant.commands.has(id)) return Refusal{ErrorCode::NotPermitted, "policy does not allow this command"};
   if (link_ != Link::Up || stopping_ || unhook_)
     return Refusal{ErrorCode::NoDevice, "the hypervisor of this guest is not connected"};
-  if (id == CommandId::GrantMemory)
-    return Refusal{ErrorCode::NotServed, "this kvmid does not serve the command; it is not in the mask of GET_VERSION"};
-  const bool own = id == CommandId::SetFilter;  // served here, whatever the hypervisor has
+  if (id == CommandId::GrantMemory && ram_bytes_ == 0)
+    return Refusal{ErrorCode::NotSupported, "the hypervisor of this guest shares no RAM"};
+  const bool own = id == CommandId::SetFilter || id == CommandId::GrantMemory;  // served here
   if (!own && !version_.commands.has(id)) return Refusal{ErrorCode::NotSupported, kNotSupported};
   if (const auto named = vcpu_of(command))
     if (named->vcpu.value >= vcpus_.size() && !(named->all && named->vcpu == kAllVcpus))
@@ -122,13 +122,14 @@ void GuestMachine::command_arrived(AgentSlot slot, Seq seq, const Command& comma
           },
           [&](const GetPageAccess& c) { answer_page_access(slot, seq, c, out); },
           [&](const SetFilter& c) { set_filter(slot, seq, c, out); },
+          [&](const GrantMemory&) { grant_ram(slot, seq, out); },
           [&](const SetRegisters& c) { stage_registers(slot, seq, c, out); },
           [&](const SetXsave& c) { stage_xsave(slot, seq, c, out); },
           [&](const GetRegisters& c) { forward_registers(slot, seq, c, now, out); },
-          [&](const ReadPhysical& c) { forward_read(slot, seq, c, now, out); },
-          [&](const WritePhysical& c) { forward_write(slot, seq, c, now, out); },
+          [&](const ReadPhysical& c) { read_physical(slot, seq, c, now, out); },
+          [&](const WritePhysical& c) { write_physical(slot, seq, c, now, out); },
           [&](const GetMemoryMap& c) {
-            forward(slot, seq, command, VcpuId{}, static_cast<std::uint32_t>(c.space), now, out);
+            forward({.slot = slot, .agent_seq = seq, .tag = static_cast<std::uint32_t>(c.space)}, command, now, out);
           },
           [&](const PauseVcpu&) { queue_wish(slot, seq, command, now, out); },
           [&](const SetPageAccess&) { queue_wish(slot, seq, command, now, out); },
@@ -139,7 +140,7 @@ void GuestMachine::command_arrived(AgentSlot slot, Seq seq, const Command& comma
           [&](const auto& other) {
             VcpuId vcpu;
             if constexpr (requires { other.vcpu; }) vcpu = other.vcpu;
-            forward(slot, seq, command, vcpu, 0, now, out);
+            forward({.slot = slot, .agent_seq = seq, .vcpu = vcpu}, command, now, out);
           },
       },
       command);
@@ -161,27 +162,22 @@ void GuestMachine::refuse(AgentSlot slot, Seq seq, std::uint16_t id, ErrorCode e
                           .text = text});
 }
 
-/// `tag`: what the size of the answer is checked against. False: it was refused.
-bool GuestMachine::forward(AgentSlot slot, Seq seq, const Command& command, VcpuId vcpu, std::uint32_t tag,
-                           TimePoint now, Effects& out, std::uint64_t cookie) {
-  const CommandId id = id_of(command);
+/// `open` says who asked, and in its tag what the size of the answer is checked against. False: it was refused.
+bool GuestMachine::forward(OpenCommand open, const Command& command, TimePoint now, Effects& out) {
+  const AgentSlot slot = open.slot;
+  const Seq seq = open.agent_seq;
+  open.id = id_of(command);
+  const auto id = static_cast<std::uint16_t>(open.id);
   Agent& agent = agents_[slot];
+  open.purpose = Purpose::Agent;
+  open.agent = agent.id;
   if (!agent.requests.charge(1)) {
-    refuse(slot, seq, static_cast<std::uint16_t>(id), ErrorCode::Busy, "quota of open commands (requests) is used up",
-           out);
+    refuse(slot, seq, id, ErrorCode::Busy, "quota of open commands (requests) is used up", out);
     return false;
   }
-  const OpenCommand open{.id = id,
-                         .purpose = Purpose::Agent,
-                         .slot = slot,
-                         .agent = agent.id,
-                         .agent_seq = seq,
-                         .vcpu = vcpu,
-                         .tag = tag,
-                         .cookie = cookie};
   if (ledger_.size() >= kOpenForAgentsMax || !send_command(command, open, now, out)) {
     agent.requests.release(1);
-    refuse(slot, seq, static_cast<std::uint16_t>(id), ErrorCode::Busy, "the guest has too many open commands", out);
+    refuse(slot, seq, id, ErrorCode::Busy, "the guest has too many open commands", out);
     return false;
   }
   ++counters_.commands_forwarded;
@@ -224,41 +220,8 @@ void GuestMachine::forward_registers(AgentSlot slot, Seq seq, const GetRegisters
   if (command.msrs.size() > kMsrsMax)
     return refuse(slot, seq, KVMI_MSG_GET_REGISTERS, ErrorCode::TooBig,
                   "the values of so many MSRs are larger than one message", out);
-  forward(slot, seq, command, command.vcpu, static_cast<std::uint32_t>(command.msrs.size()), now, out);
-}
-
-void GuestMachine::forward_read(AgentSlot slot, Seq seq, const ReadPhysical& command, TimePoint now, Effects& out) {
-  std::uint64_t total = 0;
-  for (std::size_t i = 0; i < command.ranges.size(); ++i) total += command.ranges[i].size;
-  if (total > KVMI_MAX_PAYLOAD - sizeof(kvmi_error) - sizeof(kvmi_read_physical_reply))
-    return refuse(slot, seq, KVMI_MSG_READ_PHYSICAL, ErrorCode::TooBig, "the ranges are larger than one message", out);
-  // Whatever is sent behind it changes more than it has seen; the hypervisor serves commands in their order.
-  forward(slot, seq, command, VcpuId{}, static_cast<std::uint32_t>(total), now, out,
-          generations(command.space).current());
-}
-
-/// Check and write are one step: what is sent now is done before anything that is sent later.
-void GuestMachine::forward_write(AgentSlot slot, Seq seq, const WritePhysical& command, TimePoint now, Effects& out) {
-  if ((command.flags & (KVMI_WRITE_PATCH | KVMI_WRITE_UNPATCH)) != 0) return queue_wish(slot, seq, command, now, out);
-  Generations& memory = generations(command.space);
-  if (const auto refusal = refusal_of_cookie(command))
-    return refuse(slot, seq, KVMI_MSG_WRITE_PHYSICAL, refusal->error, refusal->text, out,
-                  WritePhysicalReply{memory.current()});
-  WritePhysical down = command;
-  down.flags = static_cast<std::uint16_t>(down.flags & ~unsigned{KVMI_WRITE_COOKIE});
-  down.cookie = 0;
-  // The generation that this write makes. A write that the hypervisor refuses has made one too: that is a false
-  // conflict for others, never a missed one.
-  const auto tag = static_cast<std::uint32_t>(command.space);
-  if (forward(slot, seq, down, VcpuId{}, tag, now, out, memory.current() + 1))
-    memory.change(command.gpa, command.data.size());
-}
-
-/// Something of the range has changed since the cookie was given.
-std::optional<Refusal> GuestMachine::refusal_of_cookie(const WritePhysical& command) const {
-  if ((command.flags & KVMI_WRITE_COOKIE) == 0) return std::nullopt;
-  if (generations(command.space).is_unchanged(command.gpa, command.data.size(), command.cookie)) return std::nullopt;
-  return Refusal{ErrorCode::Stale, "memory of that range has changed since the cookie was given"};
+  const auto count = static_cast<std::uint32_t>(command.msrs.size());
+  forward({.slot = slot, .agent_seq = seq, .vcpu = command.vcpu, .tag = count}, command, now, out);
 }
 
 /// Events that do not match are answered here from now on, and the agent is not told of them.

@@ -88,6 +88,7 @@ void GuestMachine::link_reply(const CommandReply& reply, const OpenCommand& open
   steps_refused_ = false;
   unhook_.reset();
   link_ = Link::Up;
+  if (ram_bytes_ != 0) ask_for_map(now, out);
   out.emplace_back(GuestReady{});
   out.emplace_back(Report{.fact = Fact::Linked, .text = "hypervisor is connected"});
   present_.for_each([&](AgentSlot slot) {
@@ -111,7 +112,7 @@ void GuestMachine::on_hypervisor_message(Seq seq, const Upward& message, TimePoi
 void GuestMachine::hypervisor_message(Seq seq, const Upward& message, TimePoint now, Effects& out) {
   if (link_ == Link::Down) return;
   if (const auto* event = std::get_if<Event>(&message)) return event_arrived(seq, *event, now, out);
-  if (const auto* change = std::get_if<MemoryMapChanged>(&message)) return map_changed(*change, out);
+  if (const auto* change = std::get_if<MemoryMapChanged>(&message)) return map_changed(*change, now, out);
   const auto* reply = std::get_if<CommandReply>(&message);
   if (reply == nullptr) return break_link("sent a message that hypervisors do not send", seq, VcpuId{}, out);
 
@@ -135,12 +136,16 @@ void GuestMachine::hypervisor_message(Seq seq, const Upward& message, TimePoint 
     case Purpose::Registers:
       if (reply->error != ErrorCode::None) staged_refused(*open, reply->error, "what was staged was not loaded", out);
       return;
+    case Purpose::Map:
+      if (seq == map_asked_) map_known(*reply);
+      return;
     case Purpose::Hold:
       if (reply->error != ErrorCode::None) hold_refused(open->vcpu, reply->error, out);
       return;
     case Purpose::Agent:
       break;
   }
+  if (open->bytes != 0) write_answered(*open, out);
   // The size of an answer is the hypervisor's word; the agent must get what it asked for.
   if (const auto* read = std::get_if<ReadPhysicalReply>(&reply->body); read && read->data.size() != open->tag)
     return broken("answered READ_PHYSICAL with another size than asked");
@@ -171,11 +176,15 @@ void GuestMachine::hypervisor_message(Seq seq, const Upward& message, TimePoint 
 }
 
 /// Whatever was read before may be somewhere else now, or gone.
-void GuestMachine::map_changed(const MemoryMapChanged& change, Effects& out) {
+void GuestMachine::map_changed(const MemoryMapChanged& change, TimePoint now, Effects& out) {
   if (link_ != Link::Up) return break_link("told of a change of its memory map before its facts", Seq{}, VcpuId{}, out);
-  generations(static_cast<AddressSpace>(change.slot.address_space)).change_map();
+  const auto space = static_cast<AddressSpace>(change.slot.address_space);
+  generations(space).change_map();
   facts_.max_gpa = change.max_gpa;
   ++counters_.map_changes;
+  if (ram_bytes_ == 0 || space != AddressSpace::Normal) return;
+  out.emplace_back(RamMapChanged{generations(space).current()});
+  ask_for_map(now, out);
 }
 
 void GuestMachine::on_hypervisor_malformed(const DecodeError&, TimePoint, Effects& out) {
@@ -207,6 +216,7 @@ void GuestMachine::on_hypervisor_lost(OffReason reason, TimePoint, Effects& out)
   told_.assign(vcpus_.size(), {});
   told_pages_.clear();
   forget_steps();
+  forget_ram();
   for (Generations& generations : generations_) generations.change_map();  // what happens meanwhile is not seen
   touched_pages_.clear();  // all are told anew when the link is up
   out.emplace_back(Report{.fact = Fact::LinkLost, .text = "hypervisor is gone"});
@@ -330,6 +340,10 @@ void GuestMachine::on_grant_changed(AgentId id, const Grant& grant, TimePoint no
   const bool lost = enforce_grant(*slot);
   // What it may not decide any more it does not hold up any more.
   const EventSet allowed = events_for(grant);
+  if (ram_granted_.has(*slot) && !commands_for(grant).has(CommandId::GrantMemory)) {
+    ram_granted_.remove(*slot);
+    out.emplace_back(RevokeRam{id});
+  }
   const bool may_pause = commands_for(grant).has(CommandId::PauseVcpu);
   for_each_waiting([&](VcpuId, VcpuMachine& machine) {
     const EventKind kind = machine.event().kind();
@@ -453,6 +467,7 @@ CommandSet GuestMachine::commands_for(const Grant& grant) const {
   CommandSet served{version_.commands.bits & grant.commands.bits};
   for (const CommandId id : {CommandId::GetGuests, CommandId::GrantMemory})
     served.bits &= ~KVMI_COMMAND_BIT(static_cast<unsigned>(id));
+  if (ram_bytes_ != 0 && grant.commands.has(CommandId::GrantMemory)) served.add(CommandId::GrantMemory);
   if (grant.commands.has(CommandId::SetFilter)) served.add(CommandId::SetFilter);
   served.add(CommandId::GetVersion);
   served.add(CommandId::GetGuestInfo);

@@ -128,6 +128,8 @@ class GuestMachine {
   /// Policy changed, and no rule knows the agent any more: it is told and closed; on_agent_lost() follows as for every
   /// agent that goes.
   void on_grant_lost(AgentId id, TimePoint now, Effects& out);
+  /// The shell has mapped that many bytes of guest RAM (offset = GPA), or none: before on_hypervisor_connected().
+  void set_ram(std::uint64_t bytes) { ram_bytes_ = bytes; }
   /// Limits changed; what is under way keeps its old ones.
   void set_limits(GuestLimits limits) { limits_ = limits; }
 
@@ -211,7 +213,7 @@ class GuestMachine {
   void hypervisor_message(Seq seq, const Upward& message, TimePoint now, Effects& out);
   [[nodiscard]] std::optional<AgentSlot> find(AgentId id) const;
   void link_reply(const CommandReply& reply, const OpenCommand& open, TimePoint now, Effects& out);
-  void map_changed(const MemoryMapChanged& change, Effects& out);
+  void map_changed(const MemoryMapChanged& change, TimePoint now, Effects& out);
   void break_link(std::string_view text, Seq seq, VcpuId vcpu, Effects& out);
   void drop_agents(std::string_view text, Effects& out);
   void send_off(AgentSlot slot, OffReason reason, std::string_view text, Effects& out);
@@ -290,12 +292,19 @@ class GuestMachine {
   void answer(AgentSlot slot, Seq seq, CommandReply reply, Effects& out);
   void refuse(AgentSlot slot, Seq seq, std::uint16_t id, ErrorCode error, std::string_view text, Effects& out,
               const ReplyBody& body = {});
-  bool forward(AgentSlot slot, Seq seq, const Command& command, VcpuId vcpu, std::uint32_t tag, TimePoint now,
-               Effects& out, std::uint64_t cookie = 0);
+  bool forward(OpenCommand open, const Command& command, TimePoint now, Effects& out);
   void forward_registers(AgentSlot slot, Seq seq, const GetRegisters& command, TimePoint now, Effects& out);
-  void forward_read(AgentSlot slot, Seq seq, const ReadPhysical& command, TimePoint now, Effects& out);
-  void forward_write(AgentSlot slot, Seq seq, const WritePhysical& command, TimePoint now, Effects& out);
+  // guest_memory.cpp: reads, writes, cookies, and what readers of guest RAM are told
+  void read_physical(AgentSlot slot, Seq seq, const ReadPhysical& command, TimePoint now, Effects& out);
+  void write_physical(AgentSlot slot, Seq seq, const WritePhysical& command, TimePoint now, Effects& out);
   [[nodiscard]] std::optional<Refusal> refusal_of_cookie(const WritePhysical& command) const;
+  [[nodiscard]] bool is_ram(const ReadPhysical& command) const;
+  void write_answered(const OpenCommand& open, Effects& out);
+  void ask_for_map(TimePoint now, Effects& out);
+  void map_known(const CommandReply& reply);
+  void grant_ram(AgentSlot slot, Seq seq, Effects& out);
+  void publish_patches(Effects& out);
+  void forget_ram();
   [[nodiscard]] Generations& generations(AddressSpace space) { return generations_[static_cast<std::size_t>(space)]; }
   [[nodiscard]] const Generations& generations(AddressSpace space) const {
     return generations_[static_cast<std::size_t>(space)];
@@ -381,6 +390,21 @@ class GuestMachine {
   PageAccess pages_;
   FilterTable filters_{0};
   std::array<Generations, 2> generations_;  ///< by address space
+
+  // Guest RAM that the shell has mapped
+  std::uint64_t ram_bytes_ = 0;          ///< 0: none
+  std::vector<kvmi_memory_slot> slots_;  ///< of the normal address space; empty: not known
+  Seq map_asked_{};                      ///< the last GET_MEMORY_MAP of our own; an older answer is out of date
+  struct RamRange {
+    Gpa gpa;
+    std::uint64_t bytes = 0;
+  };
+  std::vector<RamRange> changing_;                       ///< writes that are not answered
+  std::map<std::uint64_t, std::uint64_t> ram_patches_;   ///< GPA and bytes of what readers were told to be patched
+  static constexpr std::uint64_t kNeverPublished = ~std::uint64_t{0};
+  std::uint64_t told_patches_changes_ = 0;
+  std::uint64_t published_changes_ = kNeverPublished;  ///< of patches: what readers of RAM were told last
+  AgentSet ram_granted_;
 
   // What the hypervisor has confirmed
   std::vector<Subscriptions::VcpuUnion> told_;

@@ -27,6 +27,8 @@ std::optional<Refusal> GuestMachine::refusal_of_write(const Grant& grant, const 
   if ((command.flags & kPlaceOrTakeOff) == 0) return std::nullopt;
   if (command.space != AddressSpace::Normal)
     return Refusal{ErrorCode::NotSupported, "patches exist in the normal address space only"};
+  if ((command.flags & KVMI_WRITE_PATCH) != 0 && !version_.events.has(EventKind::Breakpoint))
+    return Refusal{ErrorCode::NotSupported, "this hypervisor makes no BREAKPOINT events: a patch could not be guarded"};
   if (!Patches::is_well_formed(command.gpa, command.data.size()))
     return Refusal{ErrorCode::Invalid, "a patch is 1 to 256 bytes within one page"};
   if (command.gpa.value >= facts_.max_gpa) return Refusal{ErrorCode::Fault, "not guest memory"};
@@ -112,6 +114,7 @@ void GuestMachine::tell_patches_placed(const WishChange& change) {
 
 /// The hypervisor confirmed it, or does not have it.
 void GuestMachine::note_patch(const WritePhysical& command) {
+  ++told_patches_changes_;
   if ((command.flags & KVMI_WRITE_PATCH) != 0) {
     told_patches_[command.gpa.value] = copy_of(command.data);
     return;
@@ -341,6 +344,7 @@ std::optional<TimePoint> GuestMachine::step_deadline() const {
 /// What waited for the hypervisor, or for a vCPU, goes on; the guest is let go when nothing of it is left.
 void GuestMachine::proceed(TimePoint now, Effects& out) {
   advance_step(now, out);
+  if (ram_bytes_ != 0) publish_patches(out);
   const bool idle = !busy_ && wishes_.empty() && step_.phase == StepOver::Phase::Idle && kept_count_ == 0;
   if (!unhook_ || unhook_answered_ || !idle) return;
   unhook_answered_ = true;

@@ -35,6 +35,7 @@ void GuestMachine::queue_wish(AgentSlot slot, Seq seq, const Command& command, T
 
 /// Nothing of the agent is left in the tables; the hypervisor is told before any other change.
 void GuestMachine::withdraw(AgentSlot slot, TimePoint now, Effects& out) {
+  ram_granted_.remove(slot);
   patches_.remove_all(slot);
   withdraw_pages(slot);
   subscriptions_.remove(slot);

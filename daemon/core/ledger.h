@@ -15,6 +15,7 @@ enum class Purpose : std::uint8_t {
   Agent,      ///< forwarded: the reply goes back to the agent
   Wish,       ///< part of a change of the union (also a pause): counted by the change under way
   LinkUp,     ///< GET_VERSION and GET_GUEST_INFO of a new link
+  Map,        ///< GET_MEMORY_MAP of kvmid's own, where guest RAM is mapped
   Registers,  ///< what was staged, just before an event reply; the tag is the kind of the event
   Hold,       ///< a pause of kvmid's own, while another vCPU steps over a patch
 };
@@ -28,6 +29,8 @@ struct OpenCommand {
   VcpuId vcpu{};
   std::uint32_t tag = 0;     ///< the owner's: which part of a wish
   std::uint64_t cookie = 0;  ///< READ_PHYSICAL, WRITE_PHYSICAL: what its reply carries
+  Gpa gpa{};                 ///< WRITE_PHYSICAL: what readers of RAM were told to be changing
+  std::uint32_t bytes = 0;   ///< likewise
   TimePoint deadline{};
 };
 

@@ -31,6 +31,7 @@ bool Patches::owns(AgentSlot slot, Gpa gpa, std::size_t size) const {
 }
 
 Patches::Before Patches::add(AgentSlot slot, Gpa gpa, Bytes bytes) {
+  ++changes_;
   Patch& patch = patches_[gpa.value];
   Before before{gpa, patch.owners.has(slot), std::move(patch.bytes)};
   patch.bytes.assign(bytes.begin(), bytes.end());
@@ -42,6 +43,7 @@ Patches::Before Patches::add(AgentSlot slot, Gpa gpa, Bytes bytes) {
 Patches::Before Patches::remove(AgentSlot slot, Gpa gpa) {
   const auto found = patches_.find(gpa.value);
   if (found == patches_.end() || !found->second.owners.has(slot)) return {gpa, false, {}};
+  ++changes_;
   Before before{gpa, true, found->second.bytes};
   found->second.owners.remove(slot);
   --held_[slot];
@@ -59,6 +61,7 @@ void Patches::restore(AgentSlot slot, const Before& before) {
 
 bool Patches::remove_all(AgentSlot slot) {
   if (held_[slot] == 0) return false;
+  ++changes_;
   for (auto& [gpa, patch] : patches_) patch.owners.remove(slot);
   std::erase_if(patches_, [](const auto& entry) { return !entry.second.owners.any(); });
   held_[slot] = 0;
@@ -68,6 +71,7 @@ bool Patches::remove_all(AgentSlot slot) {
 AgentSet Patches::drop(Gpa gpa) {
   const auto found = patches_.find(gpa.value);
   if (found == patches_.end()) return {};
+  ++changes_;
   const AgentSet owners = found->second.owners;
   owners.for_each([&](AgentSlot slot) { --held_[slot]; });
   patches_.erase(found);

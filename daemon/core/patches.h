@@ -53,6 +53,8 @@ class Patches {
   /// The patch whose first byte is there, or null.
   [[nodiscard]] const Patch* at(Gpa gpa) const;
   [[nodiscard]] std::size_t patches_of(AgentSlot slot) const { return held_[slot]; }
+  /// Grows with every change.
+  [[nodiscard]] std::uint64_t changes() const { return changes_; }
   [[nodiscard]] bool empty() const { return patches_.empty(); }
   /// Calls f(Gpa, const Patch&) in the order of addresses.
   template <class F>
@@ -62,6 +64,7 @@ class Patches {
 
  private:
   std::map<std::uint64_t, Patch> patches_;
+  std::uint64_t changes_ = 0;
   std::array<std::size_t, kAgentsPerGuestMax> held_{};  ///< patches by owner
 };
 

@@ -49,6 +49,7 @@ void GuestSession::perform() {
                      tap_guest(true, {});
                    },
                    [&](const core::Report& e) { report(e); },
+                   [&](const auto&) {},  // guest RAM: none is mapped
                },
                effect);
   }

@@ -262,6 +262,8 @@ class Guest {
   std::vector<ToHypervisor> to_hypervisor;
   std::vector<ToAgent> to_agents;
   std::vector<Report> reports;
+  std::vector<ReadRam> ram_reads;  ///< ranges are gone
+  std::vector<std::variant<GrantRam, RevokeRam, RamChanging, RamChanged, RamPatched, RamMapChanged>> ram;
 
  private:
   template <class F>
@@ -427,6 +429,8 @@ class Guest {
                      },
                      [&](const GuestReady&) { ++ready; },
                      [&](const Report& e) { reports.push_back(e); },
+                     [&](const ReadRam& e) { ram_reads.push_back(e); },
+                     [&](const auto& e) { ram.push_back(e); },
                  },
                  effect);
   }

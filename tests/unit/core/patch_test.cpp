@@ -118,6 +118,15 @@ TEST_CASE("bad patches are refused with what is wrong", "[patch][hostile]") {
   REQUIRE(error(0x3000, 1) == ErrorCode::None);
 }
 
+TEST_CASE("where no hit would be told, no patch is taken", "[patch]") {
+  Guest guest;
+  guest.version.events.bits &= ~KVMI_EVENT_BIT(KVMI_EVENT_BREAKPOINT);
+  guest.lose_hypervisor();
+  guest.connect();
+  const AgentId agent = guest.attach();
+  REQUIRE(guest.error_of(agent, guest.patch(agent, kPlace)) == ErrorCode::NotSupported);
+}
+
 TEST_CASE("a hypervisor that refuses a patch, or that it finds other bytes, is passed on; nothing is left", "[patch]") {
   Guest guest;
   const AgentId agent = guest.attach();

@@ -167,7 +167,7 @@ TEST_CASE("wishes that make no sense are refused with a reason", "[wish]") {
   REQUIRE(error(ControlMsr{kAllVcpus, true, 1}) == ErrorCode::None);
   REQUIRE(error(ControlMsr{VcpuId{0}, true, 2}) == ErrorCode::None);
   REQUIRE(error(ControlMsr{VcpuId{0}, true, 3}) == ErrorCode::Busy);
-  REQUIRE(error(GrantMemory{}) == ErrorCode::NotServed);
+  REQUIRE(error(GrantMemory{}) == ErrorCode::NotSupported);
   REQUIRE(error(GetGuests{}) == ErrorCode::NotServed);
 }
 
