@@ -13,8 +13,6 @@ namespace {
 constexpr std::string_view kI1 = "I1 events are answered once";
 constexpr std::string_view kI5 = "I5 an agent sees only what is its own";
 constexpr std::string_view kI7 = "I7 commands are answered once";
-/// The shell's timer may be late by so much.
-constexpr Duration kTimerSlack = microseconds(1000);
 
 [[noreturn]] void violated(std::string_view invariant, const std::string& text) {
   throw Violation(std::string(invariant), text);
@@ -268,6 +266,7 @@ void Watch::effects(const core::Effects& effects, const core::GuestMachine& mach
                    [&](const core::Report& e) {
                      if (e.fact == core::Fact::Decided && e.new_value) counts_.add(Seen::ValuesChanged);
                    },
+                   [](const auto&) {},  // shared RAM: these hypervisors share none
                },
                effect);
   if (link_up_) asking_ = false;
@@ -315,19 +314,6 @@ void Watch::on_event(const core::SendEvent& e, TimePoint now) {
   decider.id = e.agent;
   decider.owed = 1;
   decider.default_action = allowed(agent.grant.default_action, open.event.actions);
-}
-
-/// What the deciders said, as far as it can be known from outside; nullopt: nobody decided, or policy changed meanwhile.
-std::optional<Action> Watch::verdict_of(const OpenEvent& open, bool& step_over) const {
-  step_over = false;
-  if (open.uncertain || open.deciders.empty()) return std::nullopt;
-  Action strictest = Action::Allow;
-  for (const Decider& decider : open.deciders) {
-    if (decider.voted != 0) strictest = std::max(strictest, decider.action);
-    if (decider.voted < decider.owed || decider.defaulted) strictest = std::max(strictest, decider.default_action);
-    step_over = step_over || decider.step_over;
-  }
-  return strictest;
 }
 
 void Watch::on_event_reply(const core::SendEventReply& e, TimePoint now) {
@@ -416,8 +402,8 @@ void Watch::on_notice(const core::SendNotice& e) {
       counts_.add(Seen::Expired);
       Decider* decider = decider_of(about());
       if (decider == nullptr || decider->voted >= decider->owed || decider->defaulted)
-        violated(kI5, agent_text(e.agent) + " is told that it missed a deadline that it did not have");
-      decider->defaulted = true;
+        violate_or_go_on(std::string(kI5), agent_text(e.agent) + " is told that it missed a deadline that it did not have");
+      if (decider != nullptr) decider->defaulted = true;
       return;
     }
     case NoticeKind::ReplyRefused: {
@@ -487,105 +473,6 @@ void Watch::on_close_agent(const core::CloseAgent& e) {
   counts_.add(Seen::AgentsReset);
   if (!agent.pending.empty()) violated(kI7, agent_text(e.agent) + " was let go with open commands");
   std::erase_if(agents_, [&](const Agent& a) { return a.id == e.agent; });
-}
-
-// ---- I1, I5, I8: events ----
-
-void Watch::i1_answer_is_due(const OpenEvent* open, const core::SendEventReply& e, TimePoint now) const {
-  if (!link_up_) violated(kI1, "an event was answered while there is no link");
-  if (open == nullptr || open->seq != e.seq)
-    violated(kI1, "event " + std::to_string(e.seq.value) + " was answered, and does not wait");
-  if (open->event.kind() != e.reply.event) violated(kI1, "an event was answered as one of another kind");
-  if (!open->event.actions.has(e.reply.action))
-    violated(kI1, event_text(open->event) + " was answered with " + std::string(name_of(e.reply.action)) +
-                      ", which it does not take");
-  if (e.reply.trap_access && (open->event.kind() != EventKind::PageFault || e.reply.action != Action::Allow))
-    violated(kI1, "TRAP_ACCESS where it does not belong");
-  if (e.reply.step_over) violated(kI1, "a hypervisor was asked to step over: that is done by kvmid");
-  if (!open->seen_in_window && now > open->limit + kTimerSlack)
-    violated(kI1, event_text(open->event) + " was answered after its deadline");
-}
-
-void Watch::i1_answer_is_the_verdict(const OpenEvent& open, Action action) const {
-  bool step_over = false;
-  const auto verdict = verdict_of(open, step_over);
-  if (!verdict || *verdict == action) return;
-  // At a patch ALLOW means to execute what is under it, which the hypervisor is told as RETRY once the patch is lifted.
-  const bool at_patch = open.event.kind() == EventKind::Breakpoint && windows_[open.event.vcpu.value].open;
-  if (at_patch && *verdict == Action::Allow && action == Action::Retry) return;
-  violate_or_go_on(std::string(kI1), event_text(open.event) + " was answered with " + std::string(name_of(action)) +
-                    ", but the strictest vote was " + std::string(name_of(*verdict)));
-}
-
-void Watch::i1_nobody_waits_too_long(TimePoint now) const {
-  for (const auto& open : open_) {
-    if (!open) continue;
-    Duration longest = kTimerSlack;
-    // Kept back while vCPUs step over patches one after another: each has a second to hold the others, and one to step;
-    // commands that the hypervisor is slow with come on top.
-    if (open->seen_in_window) longest += 2 * core::kStepOverMax * (kVcpus + 1) + 2 * command_timeout_;
-    if (now > open->limit + longest)
-      violated(kI1, event_text(open->event) + " has waited longer than any decider may hold it");
-  }
-}
-
-void Watch::i8_hit_is_not_given_to_the_guest(const OpenEvent& open, Action action) const {
-  if (open.through_patch && action == Action::Allow)
-    violate_or_go_on("I8 no hit is lost", event_text(open.event) + " was the INT3 of a patch, and is given to the guest");
-}
-
-void Watch::i5_may_see(const Agent& agent, const OpenEvent& open, bool decide) const {
-  const unsigned index = open.event.vcpu.value;
-  const EventKind kind = open.event.kind();
-  const auto no = [&](const std::string& why) {
-    violated(kI5, agent_text(agent.id) + " is told of a " + event_text(open.event) + " " + why);
-  };
-  if (stopping_ || unhook_) no("while everything is withdrawn");
-  if (kind == EventKind::Pause && decide) {
-    if (agent.pauses_told[index] >= agent.pauses_asked[index]) no("that it did not ask for");
-    if (!agent.grant.commands.has(CommandId::PauseVcpu)) no("that policy does not give it");
-    return;
-  }
-  if (!agent.grant.events.has(kind)) no("that policy does not give it");
-  const auto subscribed = wishes(
-      agent, [&](const Wishes& has) { return (has.vcpus[index].events & bit(kind)) != 0; },
-      [&](const Wish& wish) { return wish.id == CommandId::ControlEvents && wish.names(index) && (wish.events & bit(kind)) != 0; });
-  if (!subscribed) no("that it did not subscribe to");
-  if (decide && agent.grant.role != Role::Decider) no("to decide it, and may only observe");
-  const auto deciding = wishes(
-      agent, [&](const Wishes& has) { return (has.vcpus[index].deciding & bit(kind)) != 0; },
-      [&](const Wish& wish) { return wish.id == CommandId::ControlEvents && wish.role == Role::Decider; });
-  if (decide && !deciding) no("to decide it, and asked to observe");
-  if (const auto* cr = std::get_if<CrData>(&open.event.data))
-    if (!wishes(
-            agent, [&](const Wishes& has) { return ((has.vcpus[index].crs >> cr->cr) & 1U) != 0; },
-            [&](const Wish& wish) { return wish.id == CommandId::ControlCr && wish.number == cr->cr; }))
-      no("for a CR that it does not track");
-  if (const auto* msr = std::get_if<MsrData>(&open.event.data))
-    if (!wishes(
-            agent, [&](const Wishes& has) { return ((has.vcpus[index].msrs >> msr_index(msr->msr)) & 1U) != 0; },
-            [&](const Wish& wish) { return wish.id == CommandId::ControlMsr && wish.number == msr->msr; }))
-      no("for an MSR that it does not track");
-  if (kind == EventKind::Singlestep)
-    if (!wishes(
-            agent, [&](const Wishes& has) { return has.vcpus[index].step; },
-            [](const Wish& wish) { return wish.id == CommandId::ControlSinglestep; }))
-      no("and does not step that vCPU");
-  if (const auto* fault = std::get_if<PageFaultData>(&open.event.data)) {
-    const std::uint64_t gfn = fault->gpa.value >> kPageShift;
-    if (!wishes(
-            agent, [&](const Wishes& has) { return (fault->access & ~has.pages[gfn]) != 0; },
-            [](const Wish& wish) { return wish.id == CommandId::SetPageAccess; }))
-      no("on a page that it does not restrict");
-  }
-  if (const auto* hit = std::get_if<BreakpointData>(&open.event.data); hit != nullptr && open.through_patch)
-    if (!wishes(
-            agent, [&](const Wishes& has) { return has.patch_at(hit->gpa.value) != nullptr; },
-            [&](const Wish& wish) { return wish.flags != 0 && wish.patch.gpa == hit->gpa.value; }))
-      no("at a patch that is not its own");
-  const std::uint32_t number = agent.filters[index][static_cast<std::size_t>(kind)];
-  for (const FilterCopy& filter : agent.filter_copies)
-    if (filter.number == number && number != 0 && matches(filter, open.event) == false) no("that its filter keeps from it");
 }
 
 }  // namespace kvmid::sim

@@ -141,10 +141,11 @@ class Watch {
   void on_link_closed();
   void granted(Agent& agent, const Pending& pending, const CommandReply& reply);
 
-  // invariants.cpp, invariants_wishes.cpp: one function for each thing that must hold
+  // invariants_events.cpp, invariants_wishes.cpp: one function for each thing that must hold
   void i1_answer_is_due(const OpenEvent* open, const core::SendEventReply& e, TimePoint now) const;
   void i1_answer_is_the_verdict(const OpenEvent& open, Action action) const;
   void i1_nobody_waits_too_long(TimePoint now) const;
+  void i2_granted_patch_is_placed(const Agent& agent, const Wish& wish) const;
   void i2_somebody_wishes(const Command& command) const;
   void i2_union_is_told(const Wishes& expected) const;
   void i3_rights_are_the_and(const Wishes& expected) const;

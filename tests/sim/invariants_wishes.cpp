@@ -63,8 +63,14 @@ void Watch::granted(Agent& agent, const Pending& pending, const CommandReply& re
     });
     return;
   }
+  if ((wish.flags & KVMI_WRITE_UNPATCH) != 0)  // what it may place there later is another patch
+    for (unsigned i = 0; i < kVcpus; ++i) {
+      std::erase(step_owners_[i], agent.id);
+      if (open_[i]) std::erase(open_[i]->owners, agent.id);
+    }
   if ((wish.flags & KVMI_WRITE_PATCH) != 0) {
     counts_.add(Seen::PatchesPlaced);
+    i2_granted_patch_is_placed(agent, wish);
     for (const Agent& other : agents_) {
       if (other.id == agent.id || other.uncertain) continue;
       for (const Patch& patch : other.has.patches) {
@@ -86,6 +92,20 @@ void Watch::granted(Agent& agent, const Pending& pending, const CommandReply& re
     if (events->events.bits != expected)
       violated(kI2, "CONTROL_EVENTS says " + hex(events->events.bits) + ", the agent has " + hex(expected));
   }
+}
+
+/// Yes is said when it is confirmed. Only a patch that others have too may be lifted just now, for a step.
+void Watch::i2_granted_patch_is_placed(const Agent& agent, const Wish& wish) const {
+  const Patch* there = hypervisor_.told().patch_at(wish.patch.gpa);
+  if (there != nullptr && *there == wish.patch) return;
+  const bool shared = std::any_of(agents_.begin(), agents_.end(), [&](const Agent& other) {
+    const Patch* patch = other.has.patch_at(wish.patch.gpa);
+    return other.id != agent.id && patch != nullptr && *patch == wish.patch;
+  });
+  const Patch* before = agent.has.patch_at(wish.patch.gpa);
+  const bool had_it = before != nullptr && *before == wish.patch;
+  if ((!shared && !had_it) || (wish.flags & KVMI_WRITE_EXPECT) != 0)
+    violate_or_go_on(std::string(kI2), "a patch at " + hex(wish.patch.gpa) + " was granted that the hypervisor does not have");
 }
 
 Wishes Watch::union_of_agents() const {

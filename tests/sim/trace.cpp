@@ -114,6 +114,7 @@ void World::say_effects(unsigned guest) const {
             [&](const core::CloseHypervisor& e) { text += "close the hypervisor: " + std::string(e.text); },
             [&](const core::GuestReady&) { text += "the guest is ready"; },
             [&](const core::Report& e) { text += "report " + std::string(e.text); },
+            [&](const auto&) {},  // guest RAM: it is not shared here
         },
         effect);
     say(guest, text);

@@ -208,7 +208,7 @@ void World::perform(unsigned index) {
                      schedule(What::Connect, microseconds(rng_.below(5000)), index, 0, 0);
                    },
                    [&](const core::GuestReady&) { guest.ready = true; },
-                   [&](const core::Report&) {},
+                   [](const auto&) {},  // reports, and shared RAM: these hypervisors share none
                },
                effect);
 }
