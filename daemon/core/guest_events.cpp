@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "daemon/core/guest_machine.h"
+#include "daemon/core/planted.h"
 
 namespace kvmid::core {
 
@@ -96,7 +97,7 @@ GuestMachine::Audience GuestMachine::audience(const Event& event) const {
   if (const auto* fault = std::get_if<PageFaultData>(&event.data))
     wishing = pages_.forbidding(gfn_of(fault->gpa), fault->access);
   if (kind == EventKind::Singlestep) wishing = subscriptions_.stepping(event.vcpu);
-  if (on_patch(event)) {
+  if (on_patch(event) && !planted(Planted::HitsToEverybody)) {
     const Patches::Patch* patch = patches_.at(std::get<BreakpointData>(event.data).gpa);
     wishing = patch != nullptr ? patch->owners : AgentSet{};
   } else if (is_late_hit(event)) {
@@ -361,11 +362,12 @@ void GuestMachine::settle(VcpuMachine& machine, TimePoint now, Effects& out) {
   if (verdict.reply.action == Action::Skip) ++counters_.skipped;
   if (verdict.reply.action == Action::Retry) ++counters_.retried;
   if (verdict.reply.action == Action::Crash) ++counters_.crashed;
+  const Action outcome = planted(Planted::OutcomeWrong) ? Action::Crash : verdict.reply.action;
   verdict.seen.for_each([&](AgentSlot slot) {
     if (!present_.has(slot) || (agents_[slot].flags & KVMI_HELLO_OUTCOMES) == 0) return;
     out.emplace_back(SendNotice{agents_[slot].id, Notice{.kind = NoticeKind::Outcome,
                                                          .event = event.kind(),
-                                                         .action = verdict.reply.action,
+                                                         .action = outcome,
                                                          .vcpu = vcpu,
                                                          .agent = verdict.decided_by,
                                                          .event_seq = verdict.event_seq}});

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // The life of a guest: its link, its agents, its time. Events, commands and wishes are in files of their own.
 #include "daemon/core/guest_machine.h"
+#include "daemon/core/planted.h"
 
 #include <algorithm>
 
@@ -411,6 +412,7 @@ void GuestMachine::send_revoked(AgentSlot slot, ErrorCode error, std::string_vie
 void GuestMachine::on_time(TimePoint now, Effects& out) {
   for_each_waiting([&](VcpuId, VcpuMachine& machine) {
     // Waiting --deadline--> a silent agent does not hold the guest: its default is its vote.
+    if (planted(Planted::DeadlineIgnored)) return;
     machine.expired(now).for_each([&](AgentSlot slot) { missed(slot, machine, out); });
     settle(machine, now, out);
   });

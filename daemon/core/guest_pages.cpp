@@ -8,6 +8,7 @@
 
 #include "arch/x86/page_access.h"
 #include "daemon/core/guest_machine.h"
+#include "daemon/core/planted.h"
 
 namespace kvmid::core {
 
@@ -174,6 +175,7 @@ std::vector<kvmi_page_access_entry> GuestMachine::tell_pages_given_back() {
   }
   touched_pages_.clear();
   tell_pages(std::move(given_back), true);
+  if (planted(Planted::RightsNotTold)) taken.clear();
   return taken;
 }
 

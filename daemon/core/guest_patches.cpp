@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "daemon/core/guest_machine.h"
+#include "daemon/core/planted.h"
 
 namespace kvmid::core {
 
@@ -212,6 +213,7 @@ void GuestMachine::let_go_kept(VcpuId vcpu, TimePoint now, Effects& out) {
 }
 
 bool GuestMachine::others_stopped() const {
+  if (planted(Planted::OthersNotHeld)) return true;
   for (std::size_t i = 0; i < vcpus_.size(); ++i)
     if (i != step_.vcpu.value && !vcpus_[i].waiting() && !kept_[i]) return false;
   return true;

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "daemon/core/guest_machine.h"
+#include "daemon/core/planted.h"
 
 namespace kvmid::core {
 
@@ -96,7 +97,8 @@ void GuestMachine::tell_register_differences(const std::vector<Subscriptions::Vc
     const auto& want = wanted[i].msrs;
     const auto& told = told_[i].msrs;
     for (const std::uint32_t msr : told)
-      if (!std::binary_search(want.begin(), want.end(), msr)) add_part(ControlMsr{vcpu, false, msr}, vcpu, true);
+      if (!std::binary_search(want.begin(), want.end(), msr) && !planted(Planted::MsrNotTakenBack))
+        add_part(ControlMsr{vcpu, false, msr}, vcpu, true);
     for (const std::uint32_t msr : want)
       if (anew_[i] || !std::binary_search(told.begin(), told.end(), msr))
         add_part(ControlMsr{vcpu, true, msr}, vcpu, false);

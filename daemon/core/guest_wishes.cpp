@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "daemon/core/guest_machine.h"
+#include "daemon/core/planted.h"
 
 namespace kvmid::core {
 
@@ -36,7 +37,7 @@ void GuestMachine::queue_wish(AgentSlot slot, Seq seq, const Command& command, T
 /// Nothing of the agent is left in the tables; the hypervisor is told before any other change.
 void GuestMachine::withdraw(AgentSlot slot, TimePoint now, Effects& out) {
   ram_granted_.remove(slot);
-  patches_.remove_all(slot);
+  if (!planted(Planted::PatchesLeft)) patches_.remove_all(slot);
   withdraw_pages(slot);
   subscriptions_.remove(slot);
   filters_.remove(slot);
@@ -349,7 +350,7 @@ void GuestMachine::finish_wish(TimePoint, Effects& out) {
   patch_bytes_.clear();
   told_done_ = std::max(told_done_, change.ticket);
   if (!is_present(change.slot, change.agent)) return;
-  agents_[change.slot].requests.release(1);
+  if (!planted(Planted::RequestNotReleased)) agents_[change.slot].requests.release(1);
   const auto id = static_cast<std::uint16_t>(id_of(change.command));
   if (wish_error_ != ErrorCode::None) {
     reply_text_ = wish_error_text_;
