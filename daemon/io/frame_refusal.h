@@ -13,12 +13,13 @@
 
 namespace kvmid::io {
 
-inline constexpr std::string_view kGoesUpOnly = "this message goes from kvmid to an agent only";
+inline constexpr std::string_view kGoesUpOnly = "this message goes towards agents only";
 inline constexpr std::string_view kTooManyMalformed = "16 malformed messages in a row: the connection is closed";
 
 /// A reply with one of these ids would look like the message itself.
 [[nodiscard]] constexpr bool goes_up_only(std::uint16_t id) {
-  return id == KVMI_MSG_GUEST_ON || id == KVMI_MSG_GUEST_OFF || id == KVMI_MSG_EVENT || id == KVMI_MSG_NOTICE;
+  return id == KVMI_MSG_GUEST_ON || id == KVMI_MSG_GUEST_OFF || id == KVMI_MSG_EVENT || id == KVMI_MSG_NOTICE ||
+         id == KVMI_MSG_MEMORY_MAP_CHANGED;
 }
 
 [[nodiscard]] inline Notice frame_refusal(ErrorCode error, std::string_view text) {
