@@ -242,8 +242,7 @@ void Watch::effects(const core::Effects& effects, const core::GuestMachine& mach
     std::visit(Overloaded{
                    [&](const core::SendCommand& e) { on_command(e, now); },
                    [&](const core::SendEventReply& e) { on_event_reply(e, now); },
-                   [&](const core::SendEvent& e) { on_event(e, now); },
-                   [&](const core::SendReply& e) { on_reply(e); },
+                   [&](const core::SendEvent& e) { on_event(e, now); }, [&](const core::SendReply& e) { on_reply(e); },
                    [&](const core::SendNotice& e) { on_notice(e); },
                    [&](const core::SendGuestOn& e) { must_find(e.agent, "GUEST_ON"); },
                    [&](const core::SendGuestOff& e) { must_find(e.agent, "GUEST_OFF"); },
@@ -402,7 +401,8 @@ void Watch::on_notice(const core::SendNotice& e) {
       counts_.add(Seen::Expired);
       Decider* decider = decider_of(about());
       if (decider == nullptr || decider->voted >= decider->owed || decider->defaulted)
-        violate_or_go_on(std::string(kI5), agent_text(e.agent) + " is told that it missed a deadline that it did not have");
+        violate_or_go_on(std::string(kI5),
+                         agent_text(e.agent) + " is told that it missed a deadline that it did not have");
       if (decider != nullptr) decider->defaulted = true;
       return;
     }
@@ -416,7 +416,8 @@ void Watch::on_notice(const core::SendNotice& e) {
         for (auto& open : *events)
           if (Decider* decider = decider_of(open ? &*open : nullptr)) {
             if (open->agents_seq != notice.event_seq) continue;
-            if (decider->tentative) --decider->voted, decider->action = decider->action_before, decider->step_over = false;
+            if (decider->tentative)
+              --decider->voted, decider->action = decider->action_before, decider->step_over = false;
             decider->tentative = false;
             if (decider->voted < decider->owed && notice.error == ErrorCode::Invalid) decider->defaulted = true;
           }
@@ -437,7 +438,8 @@ void Watch::on_notice(const core::SendNotice& e) {
       open->outcomes_told.push_back(e.agent);
       bool step_over = false;
       const auto verdict = verdict_of(*open, step_over);
-      if (verdict && *verdict != notice.action && !(open->event.kind() == EventKind::Breakpoint && notice.action == Action::Retry))
+      if (verdict && *verdict != notice.action &&
+          !(open->event.kind() == EventKind::Breakpoint && notice.action == Action::Retry))
         violated(kI7, "OUTCOME of " + event_text(open->event) + " says " + std::string(name_of(notice.action)) +
                           ", but the agents' verdict is " + std::string(name_of(*verdict)));
       return;
@@ -455,11 +457,13 @@ void Watch::on_notice(const core::SendNotice& e) {
       const bool patches = wishes(
           agent, [](const Wishes& has) { return !has.patches.empty(); },
           [](const Wish& wish) { return wish.flags != 0; });
-      if (!input_error_ && !patches) violated("I2 the hypervisor has the union", agent_text(e.agent) + " lost something, and nothing happened");
+      if (!input_error_ && !patches)
+        violated("I2 the hypervisor has the union", agent_text(e.agent) + " lost something, and nothing happened");
       agent.uncertain = true;
       return;
     }
-    case NoticeKind::FrameRefused: return;
+    case NoticeKind::FrameRefused:
+      return;
   }
 }
 

@@ -3,8 +3,10 @@
 
 /// What must hold of a guest, whatever happens.
 ///
-/// Purpose:  stands where the shell stands: sees every input of the core and every effect, in order, keeps by itself what
-///           follows from them (who wishes what, who owes what), and compares that with the core and with the hypervisor.
+/// Purpose:  stands where the shell stands: sees every input of the core and every effect, in order, keeps by itself
+/// what
+///           follows from them (who wishes what, who owes what), and compares that with the core and with the
+///           hypervisor.
 /// Shapes:   *_in() before an input, effects() with what it made, check() after every step.
 /// Errors:   Violation with the name of the invariant:
 ///             I1 each event is answered once, in time, with an action that it takes, as its deciders said
@@ -85,7 +87,7 @@ class Watch {
     bool defaulted = false;
     bool tentative = false;  ///< the vote of this input, unless it is refused
     bool step_over = false;
-    Action action{};  ///< the strictest it said
+    Action action{};         ///< the strictest it said
     Action action_before{};  ///< without the vote of this input
     Action default_action{};
   };

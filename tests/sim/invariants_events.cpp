@@ -24,7 +24,8 @@ std::string event_text(const Event& event) {
 
 }  // namespace
 
-/// What the deciders said, as far as it can be known from outside; nullopt: nobody decided, or policy changed meanwhile.
+/// What the deciders said, as far as it can be known from outside; nullopt: nobody decided, or policy changed
+/// meanwhile.
 std::optional<Action> Watch::verdict_of(const OpenEvent& open, bool& step_over) const {
   step_over = false;
   if (open.uncertain || open.deciders.empty()) return std::nullopt;
@@ -60,7 +61,7 @@ void Watch::i1_answer_is_the_verdict(const OpenEvent& open, Action action) const
   const bool at_patch = open.event.kind() == EventKind::Breakpoint && windows_[open.event.vcpu.value].open;
   if (at_patch && *verdict == Action::Allow && action == Action::Retry) return;
   violate_or_go_on(std::string(kI1), event_text(open.event) + " was answered with " + std::string(name_of(action)) +
-                    ", but the strictest vote was " + std::string(name_of(*verdict)));
+                                         ", but the strictest vote was " + std::string(name_of(*verdict)));
 }
 
 void Watch::i1_nobody_waits_too_long(TimePoint now) const {
@@ -77,7 +78,8 @@ void Watch::i1_nobody_waits_too_long(TimePoint now) const {
 
 void Watch::i8_hit_is_not_given_to_the_guest(const OpenEvent& open, Action action) const {
   if (open.through_patch && action == Action::Allow)
-    violate_or_go_on("I8 no hit is lost", event_text(open.event) + " was the INT3 of a patch, and is given to the guest");
+    violate_or_go_on("I8 no hit is lost",
+                     event_text(open.event) + " was the INT3 of a patch, and is given to the guest");
 }
 
 void Watch::i5_may_see(const Agent& agent, const OpenEvent& open, bool decide) const {
@@ -95,7 +97,9 @@ void Watch::i5_may_see(const Agent& agent, const OpenEvent& open, bool decide) c
   if (!agent.grant.events.has(kind)) no("that policy does not give it");
   const auto subscribed = wishes(
       agent, [&](const Wishes& has) { return (has.vcpus[index].events & bit(kind)) != 0; },
-      [&](const Wish& wish) { return wish.id == CommandId::ControlEvents && wish.names(index) && (wish.events & bit(kind)) != 0; });
+      [&](const Wish& wish) {
+        return wish.id == CommandId::ControlEvents && wish.names(index) && (wish.events & bit(kind)) != 0;
+      });
   if (!subscribed) no("that it did not subscribe to");
   if (decide && agent.grant.role != Role::Decider) no("to decide it, and may only observe");
   const auto deciding = wishes(
@@ -131,7 +135,8 @@ void Watch::i5_may_see(const Agent& agent, const OpenEvent& open, bool decide) c
       no("at a patch that is not its own");
   const std::uint32_t number = agent.filters[index][static_cast<std::size_t>(kind)];
   for (const FilterCopy& filter : agent.filter_copies)
-    if (filter.number == number && number != 0 && matches(filter, open.event) == false) no("that its filter keeps from it");
+    if (filter.number == number && number != 0 && matches(filter, open.event) == false)
+      no("that its filter keeps from it");
 }
 
 }  // namespace kvmid::sim

@@ -105,7 +105,8 @@ void Watch::i2_granted_patch_is_placed(const Agent& agent, const Wish& wish) con
   const Patch* before = agent.has.patch_at(wish.patch.gpa);
   const bool had_it = before != nullptr && *before == wish.patch;
   if ((!shared && !had_it) || (wish.flags & KVMI_WRITE_EXPECT) != 0)
-    violate_or_go_on(std::string(kI2), "a patch at " + hex(wish.patch.gpa) + " was granted that the hypervisor does not have");
+    violate_or_go_on(std::string(kI2),
+                     "a patch at " + hex(wish.patch.gpa) + " was granted that the hypervisor does not have");
 }
 
 Wishes Watch::union_of_agents() const {
@@ -229,8 +230,8 @@ void Watch::i2_somebody_wishes(const Command& command) const {
            std::any_of(departing_.begin(), departing_.end(), wishing);
   };
   const bool stepping = std::any_of(windows_.begin(), windows_.end(), [](const Window& window) { return window.open; });
-  const bool patches = anybody([](const Wishes& has) { return !has.patches.empty(); },
-                               [](const Wish& wish) { return wish.flags != 0; });
+  const bool patches =
+      anybody([](const Wishes& has) { return !has.patches.empty(); }, [](const Wish& wish) { return wish.flags != 0; });
   for (unsigned i = 0; i < hypervisor_.vcpu_count(); ++i) {
     if (!told.names(i)) continue;
     switch (told.id) {
@@ -247,42 +248,38 @@ void Watch::i2_somebody_wishes(const Command& command) const {
         }
         break;
       case CommandId::ControlCr:
-        if (told.enable && !anybody([&](const Wishes& has) { return ((has.vcpus[i].crs >> told.number) & 1U) != 0; },
-                                    [&](const Wish& wish) {
-                                      return wish.id == CommandId::ControlCr && wish.number == told.number;
-                                    }))
+        if (told.enable &&
+            !anybody([&](const Wishes& has) { return ((has.vcpus[i].crs >> told.number) & 1U) != 0; },
+                     [&](const Wish& wish) { return wish.id == CommandId::ControlCr && wish.number == told.number; }))
           nobody("CR " + std::to_string(told.number));
         break;
       case CommandId::ControlMsr: {
         const auto at = msr_index(told.number);
-        if (told.enable && !anybody([&](const Wishes& has) { return ((has.vcpus[i].msrs >> at) & 1U) != 0; },
-                                    [&](const Wish& wish) {
-                                      return wish.id == CommandId::ControlMsr && wish.number == told.number;
-                                    }))
+        if (told.enable &&
+            !anybody([&](const Wishes& has) { return ((has.vcpus[i].msrs >> at) & 1U) != 0; },
+                     [&](const Wish& wish) { return wish.id == CommandId::ControlMsr && wish.number == told.number; }))
           nobody("MSR " + hex(told.number));
         break;
       }
       case CommandId::ControlSinglestep:
-        if (told.enable && !stepping && !anybody([&](const Wishes& has) { return has.vcpus[i].step; },
-                                                 [&](const Wish& wish) {
-                                                   return wish.id == CommandId::ControlSinglestep && wish.names(i);
-                                                 }))
+        if (told.enable && !stepping &&
+            !anybody([&](const Wishes& has) { return has.vcpus[i].step; },
+                     [&](const Wish& wish) { return wish.id == CommandId::ControlSinglestep && wish.names(i); }))
           nobody("single step of vCPU " + std::to_string(i));
         break;
       case CommandId::PauseVcpu:
-        if (!stepping && !anybody([](const Wishes&) { return false; }, [&](const Wish& wish) {
-              return wish.id == CommandId::PauseVcpu && wish.names(i);
-            }))
+        if (!stepping && !anybody([](const Wishes&) { return false; },
+                                  [&](const Wish& wish) { return wish.id == CommandId::PauseVcpu && wish.names(i); }))
           nobody("a pause of vCPU " + std::to_string(i));
         break;
-      default: break;
+      default:
+        break;
     }
   }
   for (const auto& entry : told.entries)
     for (std::uint64_t gfn = entry.gpa >> kPageShift, n = 0; n < entry.pages && gfn < kPages; ++n, ++gfn)
-      if (entry.access != kAllRights &&
-          !anybody([&](const Wishes& has) { return has.pages[gfn] != kAllRights; },
-                   [](const Wish& wish) { return wish.id == CommandId::SetPageAccess; }))
+      if (entry.access != kAllRights && !anybody([&](const Wishes& has) { return has.pages[gfn] != kAllRights; },
+                                                 [](const Wish& wish) { return wish.id == CommandId::SetPageAccess; }))
         nobody("less rights to page " + std::to_string(gfn));
   if ((told.flags & KVMI_WRITE_PATCH) != 0 &&
       !anybody(
@@ -297,8 +294,7 @@ void Watch::i2_somebody_wishes(const Command& command) const {
 void Watch::i4_the_gone_are_not_waited_for(const core::GuestInfo& info) {
   for (const auto& vcpu : info.vcpus)
     for (const AgentId id : vcpu.waits_for)
-      if (find(id) == nullptr)
-        violated(kI4, "a vCPU waits for agent " + std::to_string(id.value) + ", which is gone");
+      if (find(id) == nullptr) violated(kI4, "a vCPU waits for agent " + std::to_string(id.value) + ", which is gone");
   if (info.agents.size() != agents_.size()) violated(kI4, "the guest knows another number of agents than there are");
 }
 
@@ -341,7 +337,8 @@ void Watch::i6_accounts(const core::GuestInfo& info) {
     std::vector<std::uint32_t> filters;
     for (const auto& vcpu : agent.filters)
       for (const std::uint32_t number : vcpu)
-        if (number != 0 && std::find(filters.begin(), filters.end(), number) == filters.end()) filters.push_back(number);
+        if (number != 0 && std::find(filters.begin(), filters.end(), number) == filters.end())
+          filters.push_back(number);
     differs("restricted pages", entry.pages, pages);
     differs("events (as a mask)", entry.events.bits, events);
     differs("patches", entry.patches, agent.has.patches.size());

@@ -18,13 +18,15 @@ constexpr std::uint64_t kCoverageSteps = 100'000;
 
 constexpr std::string_view kAbout =
     "Runs the core of kvmid among simulated guests, hypervisors and agents: they wish, vote, stay silent, break the\n"
-    "protocol, refuse, are unhooked, go and come back, and die, at any moment. After every step (one input of the core)\n"
+    "protocol, refuse, are unhooked, go and come back, and die, at any moment. After every step (one input of the "
+    "core)\n"
     "the invariants of tests/sim/invariants.h must hold. The same seed gives the same run, on every machine.\n\n"
     "  sim --steps 100000                   one run, its seed is printed\n"
     "  sim --seed 7 --steps 5000 --trace    what happens in run 7, a line for each input and effect\n"
     "  sim --seed 1-20 --steps 25000        twenty runs of 25,000 steps\n"
     "  sim --runs 10 --steps 50000          ten runs, with seeds that nobody has seen before\n\n"
-    "Exit code: 0 all held; 1 an invariant was violated (the last lines of the run are printed), or --require-coverage\n"
+    "Exit code: 0 all held; 1 an invariant was violated (the last lines of the run are printed), or "
+    "--require-coverage\n"
     "missed something; 2 the arguments are not understood.";
 
 /// "7", "1-20", "3,9,12-14".
@@ -93,7 +95,8 @@ int main_of(int argc, char** argv) {
   app.add_option("--seconds", seconds, "end after so many seconds, between two steps; 0: never");
   app.add_option("--past", past_texts, "go on past violations with this text, where that is possible");
   app.add_flag("--trace", trace, "print a line for each input and effect");
-  app.add_flag("--require-coverage", require_coverage, "fail if some kind of thing never happened (100,000 steps or more)");
+  app.add_flag("--require-coverage", require_coverage,
+               "fail if some kind of thing never happened (100,000 steps or more)");
   app.add_flag("--quiet", quiet, "print the last line of the summary only");
   try {
     app.parse(argc, argv);

@@ -7,8 +7,9 @@ namespace kvmid::sim {
 
 namespace {
 
-constexpr std::array<std::uint8_t, 6> kRights{0, KVMI_PAGE_ACCESS_R, KVMI_PAGE_ACCESS_R | KVMI_PAGE_ACCESS_W,
-                                              KVMI_PAGE_ACCESS_R | KVMI_PAGE_ACCESS_X, kAllRights, kAllRights};
+constexpr std::array<std::uint8_t, 6> kRights{
+    0,          KVMI_PAGE_ACCESS_R, KVMI_PAGE_ACCESS_R | KVMI_PAGE_ACCESS_W, KVMI_PAGE_ACCESS_R | KVMI_PAGE_ACCESS_X,
+    kAllRights, kAllRights};
 constexpr std::array<std::uint32_t, 3> kCrs{0, 3, 4};
 
 }  // namespace
@@ -49,19 +50,25 @@ void ModelAgent::wish(Sends& out) {
       const std::uint64_t all = (std::uint64_t{1} << kEventCount) - 1;
       std::uint64_t events = rng_.next() & rng_.next() & all;
       if (rng_.percent(20)) events = bit(EventKind::Breakpoint) | bit(EventKind::PageFault) | bit(EventKind::Cr);
-      const auto operation = static_cast<Operation>(rng_.percent(25) ? KVMI_OP_SET : rng_.percent(60) ? KVMI_OP_ENABLE
-                                                                                                     : KVMI_OP_DISABLE);
+      const auto operation = static_cast<Operation>(rng_.percent(25)   ? KVMI_OP_SET
+                                                    : rng_.percent(60) ? KVMI_OP_ENABLE
+                                                                       : KVMI_OP_DISABLE);
       return send(ControlEvents{some_vcpu(true), operation, rng_.percent(70) ? Role::Decider : Role::Observer,
                                 EventSet{events}},
                   out);
     }
     case 4:
-    case 5: return send(ControlCr{some_vcpu(true), rng_.percent(60), rng_.of(kCrs)}, out);
+    case 5:
+      return send(ControlCr{some_vcpu(true), rng_.percent(60), rng_.of(kCrs)}, out);
     case 6:
-    case 7: return send(ControlMsr{some_vcpu(true), rng_.percent(60), rng_.of(kMsrs)}, out);
-    case 8: return send(ControlSinglestep{some_vcpu(false), rng_.percent(35)}, out);
-    case 9: return send(PauseVcpu{some_vcpu(true)}, out);
-    default: return set_pages(out);
+    case 7:
+      return send(ControlMsr{some_vcpu(true), rng_.percent(60), rng_.of(kMsrs)}, out);
+    case 8:
+      return send(ControlSinglestep{some_vcpu(false), rng_.percent(35)}, out);
+    case 9:
+      return send(PauseVcpu{some_vcpu(true)}, out);
+    default:
+      return set_pages(out);
   }
 }
 
@@ -98,8 +105,8 @@ void ModelAgent::patch(Sends& out) {
 }
 
 void ModelAgent::set_filter(Sends& out) {
-  static constexpr std::array<EventKind, 8> kKinds{EventKind::Cr,         EventKind::Msr,        EventKind::Breakpoint,
-                                                   EventKind::PageFault,  EventKind::Hypercall,  EventKind::Cpuid,
+  static constexpr std::array<EventKind, 8> kKinds{EventKind::Cr,         EventKind::Msr,       EventKind::Breakpoint,
+                                                   EventKind::PageFault,  EventKind::Hypercall, EventKind::Cpuid,
                                                    EventKind::Singlestep, EventKind::CreateVcpu};
   const EventKind kind = rng_.of(kKinds);
   std::vector<kvmi_filter_term> terms;
@@ -139,20 +146,28 @@ void ModelAgent::read_something(Sends& out) {
   std::array<std::byte, 4> data;
   data.fill(std::byte{static_cast<std::uint8_t>(0x41 + rng_.below(8))});
   switch (rng_.below(12)) {
-    case 0: return send(GetCpuid{some_vcpu(false), 1, 0}, out);
-    case 1: return send(GetRegisters{some_vcpu(false), std::span<const std::uint32_t>(msrs)}, out);
-    case 2: return send(GetPageAccess{Gpa{rng_.below(kPages) << kPageShift}, 2, AddressSpace::Normal}, out);
-    case 3: return send(SetRegisters{some_vcpu(false), {}}, out);  // of a vCPU that seldom waits for it
-    case 4: return send(GetMemoryMap{rng_.percent(80) ? AddressSpace::Normal : AddressSpace::Smm}, out);
-    case 5: return send(GetVersion{}, out);
+    case 0:
+      return send(GetCpuid{some_vcpu(false), 1, 0}, out);
+    case 1:
+      return send(GetRegisters{some_vcpu(false), std::span<const std::uint32_t>(msrs)}, out);
+    case 2:
+      return send(GetPageAccess{Gpa{rng_.below(kPages) << kPageShift}, 2, AddressSpace::Normal}, out);
+    case 3:
+      return send(SetRegisters{some_vcpu(false), {}}, out);  // of a vCPU that seldom waits for it
+    case 4:
+      return send(GetMemoryMap{rng_.percent(80) ? AddressSpace::Normal : AddressSpace::Smm}, out);
+    case 5:
+      return send(GetVersion{}, out);
     case 6: {
       WritePhysical write;
       write.gpa = Gpa{rng_.of(kCode) + 4};  // beside the code: what is executed stays what it is
       write.data = Bytes(data).first(1 + rng_.below(4));
       return send(write, out);
     }
-    case 7: return send(GetXsave{some_vcpu(false)}, out);
-    case 8: return rng_.percent(50) ? send(GetGuestInfo{}, out) : send(GetGuests{}, out);
+    case 7:
+      return send(GetXsave{some_vcpu(false)}, out);
+    case 8:
+      return rng_.percent(50) ? send(GetGuestInfo{}, out) : send(GetGuests{}, out);
     default: {
       std::vector<kvmi_read_range> ranges;
       for (auto n = rng_.between(1, 3); n != 0; --n) ranges.push_back({rng_.of(kCode) - 8, 16, 0});
@@ -224,7 +239,10 @@ void ModelAgent::vote(const Event& event, Seq seq, Sends& out) {
   reply.vcpu = event.vcpu;
   reply.event = event.kind();
   const auto choice = rng_.below(1000);
-  reply.action = choice < 650 ? Action::Allow : choice < 820 ? Action::Skip : choice < 998 ? Action::Retry : Action::Crash;
+  reply.action = choice < 650   ? Action::Allow
+                 : choice < 820 ? Action::Skip
+                 : choice < 998 ? Action::Retry
+                                : Action::Crash;
   const bool wrong = rng_.percent(nature_.wrong_percent);
   if (!event.actions.has(reply.action) && !wrong) reply.action = Action::Allow;
   const EventKind kind = event.kind();

@@ -26,30 +26,30 @@ std::string hex(std::uint64_t value) {
 
 /// The command asks for more than there was; false: it gives back, or neither.
 bool asks_for_more(const Command& command) {
-  return std::visit(Overloaded{[](const ControlEvents& c) { return c.operation == Operation::Enable; },
-                               [](const ControlCr& c) { return c.enable; }, [](const ControlMsr& c) { return c.enable; },
-                               [](const ControlSinglestep& c) { return c.enable; },
-                               [](const PauseVcpu&) { return true; },
-                               [](const SetPageAccess& c) {
-                                 for (std::size_t i = 0; i < c.entries.size(); ++i)
-                                   if (c.entries[i].access == 0) return true;
-                                 return false;
-                               },
-                               [](const WritePhysical& c) { return (c.flags & KVMI_WRITE_UNPATCH) == 0; },
-                               [](const auto&) { return false; }},
-                    command);
+  return std::visit(
+      Overloaded{[](const ControlEvents& c) { return c.operation == Operation::Enable; },
+                 [](const ControlCr& c) { return c.enable; }, [](const ControlMsr& c) { return c.enable; },
+                 [](const ControlSinglestep& c) { return c.enable; }, [](const PauseVcpu&) { return true; },
+                 [](const SetPageAccess& c) {
+                   for (std::size_t i = 0; i < c.entries.size(); ++i)
+                     if (c.entries[i].access == 0) return true;
+                   return false;
+                 },
+                 [](const WritePhysical& c) { return (c.flags & KVMI_WRITE_UNPATCH) == 0; },
+                 [](const auto&) { return false; }},
+      command);
 }
 bool gives_back(const Command& command) {
-  return std::visit(Overloaded{[](const ControlEvents& c) { return c.operation == Operation::Disable; },
-                               [](const ControlCr& c) { return !c.enable; },
-                               [](const ControlMsr& c) { return !c.enable; },
-                               [](const SetPageAccess& c) {
-                                 for (std::size_t i = 0; i < c.entries.size(); ++i)
-                                   if (c.entries[i].access != kAllRights) return false;
-                                 return true;
-                               },
-                               [](const auto&) { return false; }},
-                    command);
+  return std::visit(
+      Overloaded{[](const ControlEvents& c) { return c.operation == Operation::Disable; },
+                 [](const ControlCr& c) { return !c.enable; }, [](const ControlMsr& c) { return !c.enable; },
+                 [](const SetPageAccess& c) {
+                   for (std::size_t i = 0; i < c.entries.size(); ++i)
+                     if (c.entries[i].access != kAllRights) return false;
+                   return true;
+                 },
+                 [](const auto&) { return false; }},
+      command);
 }
 
 }  // namespace
@@ -210,21 +210,21 @@ void ModelHypervisor::execute(unsigned index, TimePoint now, Sends& out) {
   const std::uint8_t visible =
       patch != nullptr ? std::to_integer<std::uint8_t>(patch->bytes[at - patch->gpa]) : memory_[at];
   if (patch != nullptr && vcpu.must_step && now - vcpu.must_step_since < core::kStepOverMax)
-    violate_or_go_on("I8 no hit is lost", "vCPU " + std::to_string(index) + " was to step over the patch at " + hex(at) +
-                                             " and met it again before it executed what is under it");
+    violate_or_go_on("I8 no hit is lost", "vCPU " + std::to_string(index) + " was to step over the patch at " +
+                                              hex(at) + " and met it again before it executed what is under it");
   if (visible == kInt3) {
     if (enabled(index, EventKind::Breakpoint)) {
       vcpu.passes_once = false;
       vcpu.must_step = false;  // an INT3 of the guest's own under a patch: it is executed by being met
       if (patch == nullptr && ++vcpu.own_int3_met > kOwnInt3MetMax)
-        violate_or_go_on("I8 no hit is lost", "vCPU " + std::to_string(index) + " met the guest's own INT3 at " + hex(at) +
-                                                 " again and again, and the guest never gets its exception");
+        violate_or_go_on("I8 no hit is lost", "vCPU " + std::to_string(index) + " met the guest's own INT3 at " +
+                                                  hex(at) + " again and again, and the guest never gets its exception");
       counts_.add(patch != nullptr ? Seen::PatchHits : Seen::OwnBreakpoints);
       return raise(index, BreakpointData{Gpa{at}, 1}, kEveryAction, out, patch != nullptr);
     }
     if (patch != nullptr)
       violate_or_go_on("I8 no hit is lost", "vCPU " + std::to_string(index) + " executed the INT3 of the patch at " +
-                                               hex(at) + " while its BREAKPOINT events were off: the guest got it");
+                                                hex(at) + " while its BREAKPOINT events were off: the guest got it");
   }
   if (vcpu.must_step) counts_.add(Seen::StepsOver);
   executed(index);
@@ -252,7 +252,8 @@ void ModelHypervisor::something_else(unsigned index, Sends& out) {
   static constexpr std::array<std::uint16_t, 3> kCrs{0, 3, 4};
   const VcpuWish& told = told_.vcpus[index];
   const auto kind = static_cast<EventKind>(rng_.between(1, kEventCount - 1));
-  const bool surprise = heard_ && rng_.permille(4);  // legal: what was switched off a moment ago, or what nobody asked for
+  const bool surprise =
+      heard_ && rng_.permille(4);  // legal: what was switched off a moment ago, or what nobody asked for
   if (!enabled(index, kind) && !surprise) return executed(index);
   switch (kind) {
     case EventKind::Cr: {
@@ -265,12 +266,18 @@ void ModelHypervisor::something_else(unsigned index, Sends& out) {
       if (((told.msrs >> which) & 1U) == 0 && !surprise) return executed(index);
       return raise(index, MsrData{kMsrs[which], 1, 2}, kEveryAction, out);
     }
-    case EventKind::Xsetbv: return raise(index, XsetbvData{0, 1, 3}, kEveryAction, out);
-    case EventKind::Hypercall: return raise(index, HypercallData{}, rng_.percent(70) ? kEveryAction : kNoRetry, out);
-    case EventKind::Trap: return raise(index, TrapData{.vector = 6}, rng_.percent(70) ? kEveryAction : kNoRetry, out);
-    case EventKind::Descriptor: return raise(index, DescriptorData{KVMI_DESC_IDTR, true}, kEveryAction, out);
-    case EventKind::Cpuid: return raise(index, CpuidData{1, 0}, kEveryAction, out);
-    case EventKind::Pause: return raise(index, PauseData{}, kAllowOrCrash, out);
+    case EventKind::Xsetbv:
+      return raise(index, XsetbvData{0, 1, 3}, kEveryAction, out);
+    case EventKind::Hypercall:
+      return raise(index, HypercallData{}, rng_.percent(70) ? kEveryAction : kNoRetry, out);
+    case EventKind::Trap:
+      return raise(index, TrapData{.vector = 6}, rng_.percent(70) ? kEveryAction : kNoRetry, out);
+    case EventKind::Descriptor:
+      return raise(index, DescriptorData{KVMI_DESC_IDTR, true}, kEveryAction, out);
+    case EventKind::Cpuid:
+      return raise(index, CpuidData{1, 0}, kEveryAction, out);
+    case EventKind::Pause:
+      return raise(index, PauseData{}, kAllowOrCrash, out);
     case EventKind::Singlestep:
       if (!told.step && !surprise) return executed(index);
       return raise(index, SinglestepData{rng_.percent(20)}, kAllowOrCrash, out);
@@ -283,7 +290,8 @@ void ModelHypervisor::something_else(unsigned index, Sends& out) {
       if (rng_.percent(60)) told_.vcpus[index] = VcpuWish{};  // it begins anew, and has forgotten what it was told
       return raise(index, CreateVcpuData{}, kAllowOrCrash, out);
     }
-    default: return executed(index);
+    default:
+      return executed(index);
   }
 }
 
@@ -332,8 +340,11 @@ void ModelHypervisor::event_reply(Seq seq, const EventReply& reply, TimePoint no
       break;  // the guest has its own exception
     case EventKind::Pause:
     case EventKind::Singlestep:
-    case EventKind::Access: break;
-    default: vcpu.step_due = true; break;
+    case EventKind::Access:
+      break;
+    default:
+      vcpu.step_due = true;
+      break;
   }
 }
 
@@ -483,8 +494,8 @@ ErrorCode ModelHypervisor::write(const WritePhysical& command) {
   for (const Patch& other : told_.patches) {
     const bool same_range = other.gpa == gpa && other.bytes.size() == patch.bytes.size();
     if (!same_range && other.overlaps(patch))
-      throw Violation("I2 the hypervisor has the union", "kvmid laid the patch at " + hex(gpa) + " over the one at " +
-                                                             hex(other.gpa));
+      throw Violation("I2 the hypervisor has the union",
+                      "kvmid laid the patch at " + hex(gpa) + " over the one at " + hex(other.gpa));
   }
   told_.put(patch);
   return ErrorCode::None;

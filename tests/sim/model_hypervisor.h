@@ -3,9 +3,10 @@
 
 /// A hypervisor with one guest, as far as kvmid can tell one from a real one.
 ///
-/// Purpose:  executes commands, makes events as its state allows, keeps patches over the guest's own bytes (decision 6).
-/// Shapes:   deliver() takes a frame from kvmid, run() lets a vCPU come to its next event; both append what is sent.
-/// Errors:   Violation where kvmid does to it what it must not (an INT3 of a patch given to the guest, and so on).
+/// Purpose:  executes commands, makes events as its state allows, keeps patches over the guest's own bytes (decision
+/// 6). Shapes:   deliver() takes a frame from kvmid, run() lets a vCPU come to its next event; both append what is
+/// sent. Errors:   Violation where kvmid does to it what it must not (an INT3 of a patch given to the guest, and so
+/// on).
 
 #include <optional>
 #include <vector>
@@ -26,7 +27,7 @@ using Sends = std::vector<Sent>;
 
 /// How often what goes wrong: drawn for each guest at its start.
 struct HypervisorNature {
-  unsigned refuses_permille = 0;         ///< commands that ask for more
+  unsigned refuses_permille = 0;          ///< commands that ask for more
   unsigned refuses_to_take_permille = 0;  ///< commands that give back
   unsigned slow_permille = 0;
   bool deaf_once = false;  ///< leaves one command without an answer

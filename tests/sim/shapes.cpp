@@ -96,8 +96,11 @@ void apply(const Wish& wish, unsigned vcpu_count, Wishes& wishes) {
         v.msrs = static_cast<std::uint8_t>(wish.enable ? v.msrs | mask : v.msrs & ~mask);
         break;
       }
-      case CommandId::ControlSinglestep: v.step = wish.enable; break;
-      default: break;
+      case CommandId::ControlSinglestep:
+        v.step = wish.enable;
+        break;
+      default:
+        break;
     }
   }
   for (const auto& entry : wish.entries)
@@ -128,20 +131,29 @@ std::optional<std::uint64_t> field_of(const kvmi_filter_term& term, const Event&
       if (const auto* fault = std::get_if<PageFaultData>(&event.data)) return fault->gpa.value;
       if (const auto* hit = std::get_if<BreakpointData>(&event.data)) return hit->gpa.value;
       return std::nullopt;
-    case KVMI_FILTER_VCPU: return event.vcpu.value;
-    default: return std::nullopt;
+    case KVMI_FILTER_VCPU:
+      return event.vcpu.value;
+    default:
+      return std::nullopt;
   }
 }
 
 bool holds(const kvmi_filter_term& term, std::uint64_t value) {
   switch (term.compare) {
-    case KVMI_COMPARE_EQ: return value == term.value;
-    case KVMI_COMPARE_NE: return value != term.value;
-    case KVMI_COMPARE_LT: return value < term.value;
-    case KVMI_COMPARE_GT: return value > term.value;
-    case KVMI_COMPARE_RANGE: return value >= term.value && value <= term.operand;
-    case KVMI_COMPARE_MASK_EQ: return (value & term.operand) == term.value;
-    default: return (value & term.operand) != term.value;
+    case KVMI_COMPARE_EQ:
+      return value == term.value;
+    case KVMI_COMPARE_NE:
+      return value != term.value;
+    case KVMI_COMPARE_LT:
+      return value < term.value;
+    case KVMI_COMPARE_GT:
+      return value > term.value;
+    case KVMI_COMPARE_RANGE:
+      return value >= term.value && value <= term.operand;
+    case KVMI_COMPARE_MASK_EQ:
+      return (value & term.operand) == term.value;
+    default:
+      return (value & term.operand) != term.value;
   }
 }
 

@@ -66,7 +66,8 @@ std::string text_of(const Event& event) {
 }
 
 std::string text_of(const EventReply& reply) {
-  std::string text = std::string(name_of(reply.event)) + vcpu_text(reply.vcpu) + " " + std::string(name_of(reply.action));
+  std::string text =
+      std::string(name_of(reply.event)) + vcpu_text(reply.vcpu) + " " + std::string(name_of(reply.action));
   if (reply.step_over) text += " STEP_OVER";
   if (reply.trap_access) text += " TRAP_ACCESS";
   if (!std::holds_alternative<std::monostate>(reply.value)) text += " VALUE";
@@ -76,7 +77,8 @@ std::string text_of(const EventReply& reply) {
 void World::say(unsigned guest, const std::string& text) const {
   char head[64];
   const double ms = std::chrono::duration<double, std::milli>(now_ - TimePoint{std::chrono::hours(1)}).count();
-  std::snprintf(head, sizeof head, "%8llu %11.3f ms guest %u  ", static_cast<unsigned long long>(steps_ + 1), ms, guest);
+  std::snprintf(head, sizeof head, "%8llu %11.3f ms guest %u  ", static_cast<unsigned long long>(steps_ + 1), ms,
+                guest);
   trace_(head + text);
 }
 
@@ -84,39 +86,39 @@ void World::say_effects(unsigned guest) const {
   const auto agent = [](AgentId id) { return "agent " + std::to_string(id.value); };
   for (const core::Effect& effect : effects_) {
     std::string text = "    -> ";
-    std::visit(
-        Overloaded{
-            [&](const core::SendCommand& e) {
-              text += "hypervisor: command " + std::to_string(e.seq.value) + " " + text_of(e.command);
-            },
-            [&](const core::SendEventReply& e) {
-              text += "hypervisor: reply to event " + std::to_string(e.seq.value) + " " + text_of(e.reply);
-            },
-            [&](const core::SendEvent& e) {
-              text += agent(e.agent) + ": event " + std::to_string(e.seq.value) + " " + text_of(*e.event) +
-                      (e.decide ? " decide in " + std::to_string(e.deadline_us) + " us" : " observe");
-            },
-            [&](const core::SendReply& e) {
-              text += agent(e.agent) + ": reply " + std::to_string(e.seq.value) + " " +
-                      std::string(name_of(static_cast<CommandId>(e.reply.id))) + " " +
-                      std::string(name_of(e.reply.error)) + " " + std::string(e.reply.text);
-            },
-            [&](const core::SendNotice& e) {
-              text += agent(e.agent) + ": notice " + std::string(name_of(e.notice.kind)) + " event " +
-                      std::to_string(e.notice.event_seq.value) + " " + std::string(name_of(e.notice.action)) + " " +
-                      std::string(name_of(e.notice.error)) + " " + std::string(e.notice.text);
-            },
-            [&](const core::SendGuestOn& e) { text += agent(e.agent) + ": GUEST_ON"; },
-            [&](const core::SendGuestOff& e) {
-              text += agent(e.agent) + ": GUEST_OFF " + std::string(name_of(e.reason)) + " " + std::string(e.text);
-            },
-            [&](const core::CloseAgent& e) { text += "close " + agent(e.agent) + ": " + std::string(e.reason); },
-            [&](const core::CloseHypervisor& e) { text += "close the hypervisor: " + std::string(e.text); },
-            [&](const core::GuestReady&) { text += "the guest is ready"; },
-            [&](const core::Report& e) { text += "report " + std::string(e.text); },
-            [&](const auto&) {},  // guest RAM: it is not shared here
-        },
-        effect);
+    std::visit(Overloaded{
+                   [&](const core::SendCommand& e) {
+                     text += "hypervisor: command " + std::to_string(e.seq.value) + " " + text_of(e.command);
+                   },
+                   [&](const core::SendEventReply& e) {
+                     text += "hypervisor: reply to event " + std::to_string(e.seq.value) + " " + text_of(e.reply);
+                   },
+                   [&](const core::SendEvent& e) {
+                     text += agent(e.agent) + ": event " + std::to_string(e.seq.value) + " " + text_of(*e.event) +
+                             (e.decide ? " decide in " + std::to_string(e.deadline_us) + " us" : " observe");
+                   },
+                   [&](const core::SendReply& e) {
+                     text += agent(e.agent) + ": reply " + std::to_string(e.seq.value) + " " +
+                             std::string(name_of(static_cast<CommandId>(e.reply.id))) + " " +
+                             std::string(name_of(e.reply.error)) + " " + std::string(e.reply.text);
+                   },
+                   [&](const core::SendNotice& e) {
+                     text += agent(e.agent) + ": notice " + std::string(name_of(e.notice.kind)) + " event " +
+                             std::to_string(e.notice.event_seq.value) + " " + std::string(name_of(e.notice.action)) +
+                             " " + std::string(name_of(e.notice.error)) + " " + std::string(e.notice.text);
+                   },
+                   [&](const core::SendGuestOn& e) { text += agent(e.agent) + ": GUEST_ON"; },
+                   [&](const core::SendGuestOff& e) {
+                     text +=
+                         agent(e.agent) + ": GUEST_OFF " + std::string(name_of(e.reason)) + " " + std::string(e.text);
+                   },
+                   [&](const core::CloseAgent& e) { text += "close " + agent(e.agent) + ": " + std::string(e.reason); },
+                   [&](const core::CloseHypervisor& e) { text += "close the hypervisor: " + std::string(e.text); },
+                   [&](const core::GuestReady&) { text += "the guest is ready"; },
+                   [&](const core::Report& e) { text += "report " + std::string(e.text); },
+                   [&](const auto&) {},  // guest RAM: it is not shared here
+               },
+               effect);
     say(guest, text);
   }
 }

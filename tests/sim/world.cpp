@@ -120,8 +120,8 @@ void World::happen(const Item& item) {
       if (!place_holds || leaving_) return;
       place.agent->act(sends_);
       post(sends_, What::AgentSays, item.guest, item.who, place.generation);
-      return schedule(What::AgentActs, microseconds(rng_.below(2 * static_cast<std::uint64_t>(
-                                                                     place.agent->nature().pace.count()))),
+      return schedule(What::AgentActs,
+                      microseconds(rng_.below(2 * static_cast<std::uint64_t>(place.agent->nature().pace.count()))),
                       item.guest, item.who, place.generation);
     case What::AgentGone:
       if (place_holds) lose(item.guest, item.who);
@@ -176,41 +176,41 @@ void World::perform(unsigned index) {
     put(guest.to_hypervisor, std::move(frame), What::ToHypervisor, index, 0, guest.link);
   };
   for (const core::Effect& effect : effects_)
-    std::visit(Overloaded{
-                   [&](const core::SendCommand& e) { to_hypervisor(e.command, e.seq); },
-                   [&](const core::SendEventReply& e) { to_hypervisor(e.reply, e.seq); },
-                   [&](const core::SendEvent& e) {
-                     Event event = *e.event;
-                     event.decide = e.decide;
-                     event.deadline_us = e.deadline_us;
-                     to_agent(e.agent, [&](ByteBuffer& frame) { dialect_.encode(event, e.seq, frame); });
-                   },
-                   [&](const core::SendReply& e) {
-                     to_agent(e.agent, [&](ByteBuffer& frame) { dialect_.encode(e.reply, e.seq, frame); });
-                   },
-                   [&](const core::SendNotice& e) {
-                     to_agent(e.agent, [&](ByteBuffer& frame) { dialect_.encode(e.notice, frame); });
-                   },
-                   [&](const core::SendGuestOn& e) {
-                     to_agent(e.agent, [&](ByteBuffer& frame) { dialect_.encode(GuestOn{}, frame); });
-                   },
-                   [&](const core::SendGuestOff& e) {
-                     to_agent(e.agent,
-                              [&](ByteBuffer& frame) { dialect_.encode(GuestOff{Uuid{}, e.reason, e.text}, frame); });
-                   },
-                   [&](const core::CloseAgent& e) {
-                     for (unsigned i = 0; i < kPlaces; ++i)
-                       if (guest.places[i].used && guest.places[i].id == e.agent)
-                         schedule(What::AgentGone, microseconds(rng_.below(800)), index, i, guest.places[i].generation);
-                   },
-                   [&](const core::CloseHypervisor&) {
-                     close_link(guest);
-                     schedule(What::Connect, microseconds(rng_.below(5000)), index, 0, 0);
-                   },
-                   [&](const core::GuestReady&) { guest.ready = true; },
-                   [](const auto&) {},  // reports, and shared RAM: these hypervisors share none
-               },
-               effect);
+    std::visit(
+        Overloaded{
+            [&](const core::SendCommand& e) { to_hypervisor(e.command, e.seq); },
+            [&](const core::SendEventReply& e) { to_hypervisor(e.reply, e.seq); },
+            [&](const core::SendEvent& e) {
+              Event event = *e.event;
+              event.decide = e.decide;
+              event.deadline_us = e.deadline_us;
+              to_agent(e.agent, [&](ByteBuffer& frame) { dialect_.encode(event, e.seq, frame); });
+            },
+            [&](const core::SendReply& e) {
+              to_agent(e.agent, [&](ByteBuffer& frame) { dialect_.encode(e.reply, e.seq, frame); });
+            },
+            [&](const core::SendNotice& e) {
+              to_agent(e.agent, [&](ByteBuffer& frame) { dialect_.encode(e.notice, frame); });
+            },
+            [&](const core::SendGuestOn& e) {
+              to_agent(e.agent, [&](ByteBuffer& frame) { dialect_.encode(GuestOn{}, frame); });
+            },
+            [&](const core::SendGuestOff& e) {
+              to_agent(e.agent, [&](ByteBuffer& frame) { dialect_.encode(GuestOff{Uuid{}, e.reason, e.text}, frame); });
+            },
+            [&](const core::CloseAgent& e) {
+              for (unsigned i = 0; i < kPlaces; ++i)
+                if (guest.places[i].used && guest.places[i].id == e.agent)
+                  schedule(What::AgentGone, microseconds(rng_.below(800)), index, i, guest.places[i].generation);
+            },
+            [&](const core::CloseHypervisor&) {
+              close_link(guest);
+              schedule(What::Connect, microseconds(rng_.below(5000)), index, 0, 0);
+            },
+            [&](const core::GuestReady&) { guest.ready = true; },
+            [](const auto&) {},  // reports, and shared RAM: these hypervisors share none
+        },
+        effect);
 }
 
 void World::close_link(Guest& guest) {
@@ -250,7 +250,8 @@ void World::from_hypervisor(unsigned index) {
   } else if (reply != nullptr) {
     if (trace_)
       say(index, "hypervisor: reply " + std::to_string(frame.seq.value) + " " +
-                     std::string(name_of(static_cast<CommandId>(reply->id))) + " " + std::string(name_of(reply->error)));
+                     std::string(name_of(static_cast<CommandId>(reply->id))) + " " +
+                     std::string(name_of(reply->error)));
     guest.watch->reply_in(frame.seq, *reply);
   } else if (trace_) {
     say(index, "hypervisor: a message that hypervisors do not send");
@@ -270,9 +271,8 @@ void World::from_agent(unsigned index, unsigned which) {
     const std::string text = describe(message.error());
     if (trace_) say(index, who + "malformed " + seq + text);
     guest.watch->malformed_in(place.id, frame.seq, message.error().id);
-    return step(index, [&] {
-      guest.machine->on_agent_malformed(place.id, frame.seq, message.error(), text, now_, effects_);
-    });
+    return step(index,
+                [&] { guest.machine->on_agent_malformed(place.id, frame.seq, message.error(), text, now_, effects_); });
   }
   if (trace_)
     std::visit(Overloaded{[&](const Command& c) { say(index, who + "command " + seq + text_of(c)); },

@@ -104,7 +104,8 @@ class World {
 
   // world.cpp: time, messages, the core
   void happen(const Item& item);
-  void schedule(What what, Duration after, unsigned guest, unsigned who, std::uint32_t generation, std::size_t stash = 0);
+  void schedule(What what, Duration after, unsigned guest, unsigned who, std::uint32_t generation,
+                std::size_t stash = 0);
   void put(Pipe& pipe, ByteBuffer frame, What what, unsigned guest, unsigned who, std::uint32_t generation);
   void post(Sends& sends, What what, unsigned guest, unsigned who, std::uint32_t generation);
   ByteBuffer take(Pipe& pipe);

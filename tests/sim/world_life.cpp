@@ -25,8 +25,7 @@ void World::new_machine(Guest& guest) {
   hello.uuid.bytes[0] = 1;
   hello.start_time = guest.start_time;
   hello.kvmi2 = true;
-  guest.machine =
-      std::make_unique<core::GuestMachine>(hello, core::GuestLimits{.command_timeout = command_timeout_});
+  guest.machine = std::make_unique<core::GuestMachine>(hello, core::GuestLimits{.command_timeout = command_timeout_});
   guest.watch = std::make_unique<Watch>(guest.hypervisor, counts_, command_timeout_);
   guest.ready = guest.stopping = false;
   guest.told_vcpus = 0;
@@ -58,8 +57,10 @@ core::Grant World::some_grant() {
   grant.role = rng_.percent(85) ? Role::Decider : Role::Observer;
   grant.priority = static_cast<std::uint32_t>(rng_.below(3));
   const auto choice = rng_.below(1000);
-  grant.default_action =
-      choice < 750 ? Action::Allow : choice < 850 ? Action::Retry : choice < 998 ? Action::Skip : Action::Crash;
+  grant.default_action = choice < 750   ? Action::Allow
+                         : choice < 850 ? Action::Retry
+                         : choice < 998 ? Action::Skip
+                                        : Action::Crash;
   grant.deadline = milliseconds(rng_.between(5, 60));
   grant.pause_max = milliseconds(rng_.between(30, 300));
   grant.strikes_max = static_cast<std::uint32_t>(rng_.between(2, 5));
@@ -83,12 +84,13 @@ void World::connect(unsigned index) {
   close_link(guest);
   guest.hypervisor.connect(some_version(), nature);
   guest.connected = true;
-  const bool another = guest.told_vcpus != 0 && (guest.start_time != guest.told_start_time ||
-                                                 guest.hypervisor.vcpu_count() != guest.told_vcpus);
+  const bool another = guest.told_vcpus != 0 &&
+                       (guest.start_time != guest.told_start_time || guest.hypervisor.vcpu_count() != guest.told_vcpus);
   guest.told_start_time = guest.start_time;
   guest.told_vcpus = guest.hypervisor.vcpu_count();
-  if (trace_) say(index, "hypervisor connects, start time " + std::to_string(guest.start_time) + ", vCPUs " +
-                             std::to_string(guest.told_vcpus));
+  if (trace_)
+    say(index, "hypervisor connects, start time " + std::to_string(guest.start_time) + ", vCPUs " +
+                   std::to_string(guest.told_vcpus));
   guest.watch->connect_in(another);
   const HypervisorHello hello = hello_of(index);
   step(index, [&] { guest.machine->on_hypervisor_connected(hello, now_, effects_); });
@@ -131,7 +133,8 @@ void World::settle_stop(unsigned index) {
   }
   if (!guest.hypervisor.told().none() && !guest.hypervisor.refused_to_take() && guest.connected &&
       guest.watch->link_up())
-    throw Violation("I4 nothing of the gone remains", "the core says that it has settled, and the hypervisor has wishes");
+    throw Violation("I4 nothing of the gone remains",
+                    "the core says that it has settled, and the hypervisor has wishes");
   for (Place& place : guest.places) {
     if (!place.used) continue;
     place.used = false;
@@ -261,12 +264,13 @@ void World::leave() {
   const TimePoint end = now_ + 4 * command_timeout_ + 8 * core::kStepOverMax;
   const auto quiet = [&] {
     return std::all_of(guests_.begin(), guests_.end(), [](const auto& guest) {
-      return guest->machine->settled() && (!guest->connected || guest->hypervisor.told().none() ||
-                                           guest->hypervisor.refused_to_take());
+      return guest->machine->settled() &&
+             (!guest->connected || guest->hypervisor.told().none() || guest->hypervisor.refused_to_take());
     });
   };
   while (!quiet()) {
-    if (now_ > end) throw Violation("I4 nothing of the gone remains", "the last agent is gone, and it does not get quiet");
+    if (now_ > end)
+      throw Violation("I4 nothing of the gone remains", "the last agent is gone, and it does not get quiet");
     const Item item = items_.top();
     items_.pop();
     now_ = item.at;
