@@ -16,13 +16,6 @@ constexpr std::string_view kI6 = "I6 accounts say what is held";
 [[noreturn]] void violated(std::string_view invariant, const std::string& text) {
   throw Violation(std::string(invariant), text);
 }
-std::string hex(std::uint64_t value) {
-  static constexpr std::string_view kDigits = "0123456789abcdef";
-  std::string text;
-  do text.insert(text.begin(), kDigits[value & 15U]);
-  while ((value >>= 4U) != 0);
-  return "0x" + text;
-}
 std::string text_of(const VcpuWish& v) {
   return "events " + hex(v.events) + " CRs " + hex(v.crs) + " MSRs " + hex(v.msrs) + " step " + (v.step ? "on" : "off");
 }

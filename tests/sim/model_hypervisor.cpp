@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "tests/sim/model_hypervisor.h"
 
-#include <cstdio>
 #include <cstring>
 
 #include "protocol/result.h"
@@ -17,12 +16,6 @@ constexpr ActionSet kAllowOrCrash{KVMI_ACTION_BIT(KVMI_ACTION_ALLOW) | KVMI_ACTI
 
 /// Agents may answer RETRY so often.
 constexpr unsigned kOwnInt3MetMax = 40;
-
-std::string hex(std::uint64_t value) {
-  char text[24];
-  std::snprintf(text, sizeof text, "0x%llx", static_cast<unsigned long long>(value));
-  return text;
-}
 
 /// The command asks for more than there was; false: it gives back, or neither.
 bool asks_for_more(const Command& command) {

@@ -8,6 +8,14 @@
 
 namespace kvmid::sim {
 
+std::string hex(std::uint64_t value) {
+  static constexpr std::string_view kDigits = "0123456789abcdef";
+  std::string text;
+  do text.insert(text.begin(), kDigits[value & 15U]);
+  while ((value >>= 4U) != 0);
+  return "0x" + text;
+}
+
 bool Wishes::none() const {
   const auto empty = [](const VcpuWish& v) { return v.same_union(VcpuWish{}); };
   return std::all_of(vcpus.begin(), vcpus.end(), empty) && patches.empty() &&

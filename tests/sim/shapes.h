@@ -128,6 +128,9 @@ void apply(const Wish& wish, unsigned vcpu_count, Wishes& wishes);
 /// Place of an MSR in kMsrs; kMsrs.size(): it has none.
 std::size_t msr_index(std::uint32_t msr);
 
+/// "0x1ffb".
+std::string hex(std::uint64_t value);
+
 constexpr std::uint64_t bit(EventKind kind) { return std::uint64_t{1} << static_cast<unsigned>(kind); }
 
 }  // namespace kvmid::sim

@@ -9,11 +9,6 @@ namespace kvmid::sim {
 
 namespace {
 
-std::string hex(std::uint64_t value) {
-  char text[24];
-  std::snprintf(text, sizeof text, "0x%llx", static_cast<unsigned long long>(value));
-  return text;
-}
 std::string vcpu_text(VcpuId vcpu) { return vcpu == kAllVcpus ? " all" : " vcpu " + std::to_string(vcpu.value); }
 
 }  // namespace
