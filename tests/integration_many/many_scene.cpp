@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <csignal>
+#include <filesystem>
 #include <utility>
 
 namespace kvmid::test {
@@ -14,12 +15,19 @@ std::string config_of(const Json& rule_overrides) {
   return Json{{"log", {{"level", "debug"}}}, {"policy", {rule(rule_overrides)}}}.dump(2);
 }
 
+std::unique_ptr<HypervisorTap> make_tap(const ManyOptions& options, const RuntimeFolder& folder, const Daemon& daemon) {
+  if (!options.tapped) return nullptr;
+  std::filesystem::create_symlink(daemon.agent_socket(), folder.file("agent.sock"));  // Guest looks for kvmid there
+  return std::make_unique<HypervisorTap>(folder.file("hypervisor.sock"), daemon.hypervisor_socket());
+}
+
 }  // namespace
 
 ManyScene::ManyScene(ManyOptions wanted)
     : options(std::move(wanted)),
       daemon(folder, {.config = config_of(options.rule_overrides), .arguments = {}}),
-      guest(folder, {.vcpus = options.vcpus, .arguments = options.arguments}) {
+      tap(make_tap(options, tap_folder, daemon)),
+      guest(tap ? tap_folder : folder, {.vcpus = options.vcpus, .arguments = options.arguments}) {
   guest.wait_online();
 }
 

@@ -9,11 +9,13 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "client/filter.h"
 #include "tests/integration_admin/admin_client.h"
+#include "tests/integration_many/hypervisor_tap.h"
 
 namespace kvmid::test {
 
@@ -21,6 +23,7 @@ struct ManyOptions {
   unsigned vcpus = 1;
   Json rule_overrides = Json::object();  ///< of the one rule: everything, with deadlines that nobody misses
   std::vector<std::string> arguments{};  ///< of kvmi-emu
+  bool tapped = false;                   ///< with ManyScene::tap
 };
 
 struct ManyScene {
@@ -48,6 +51,8 @@ struct ManyScene {
   RuntimeFolder folder;
   ManyOptions options;
   Daemon daemon;
+  RuntimeFolder tap_folder;  ///< where the guest dials when it is tapped
+  std::unique_ptr<HypervisorTap> tap;
   Guest guest;
 };
 

@@ -161,8 +161,9 @@ TEST_CASE("who does not read is disconnected with the reason, and what it held i
 
   // An observer that reads nothing, as a socket of its own: it owes nothing, so only its queue can be what ends it.
   WireSocket silent = raw_agent(scene.daemon.agent_socket(), scene.guest.uuid(), "silent");
-  REQUIRE(silent.send(encoded(
-      Command{ControlEvents{kAllVcpus, Operation::Enable, Role::Observer, events_of({EventKind::Hypercall})}}, Seq{1})));
+  const EventSet hypercalls = events_of({EventKind::Hypercall});
+  REQUIRE(silent.send(
+      encoded(Command{ControlEvents{kAllVcpus, Operation::Enable, Role::Observer, hypercalls}}, Seq{1})));
   REQUIRE(silent.next_frame());
   const std::vector<std::byte> bytes = bytes_of_values({0xcc, 0xcc});
   WritePhysical write;

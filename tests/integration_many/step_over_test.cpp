@@ -85,7 +85,8 @@ TEST_CASE("no hit of a patch is lost and none is counted twice, whatever its own
   AgentClient owner = scene.attach("owner");
   SECTION("RETRY with STEP_OVER") { hammer_under(scene, {&owner}, step_over); }
   SECTION("ALLOW") {
-    hammer_under(scene, {&owner}, [](AgentClient& agent, const auto& event) { check(agent.reply(event, Action::Allow)); });
+    hammer_under(scene, {&owner},
+                 [](AgentClient& agent, const auto& event) { check(agent.reply(event, Action::Allow)); });
   }
   SECTION("now this, now that") {
     unsigned turn = 0;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //
-// An agent that holds everything an agent can hold in a guest goes, in every way there is. Then RAM is what it was, byte
-// for byte, and nothing that the guest does is an event any more: as in a guest that never had the agent.
+// An agent that holds everything an agent can hold in a guest goes, in every way there is. Then RAM is what it was,
+// byte for byte, and nothing that the guest does is an event any more: as in a guest that never had the agent.
 
 #include <catch2/catch.hpp>
 #include <csignal>
@@ -65,7 +65,8 @@ std::set<std::uint64_t> foreign_changes(const std::vector<std::byte>& before, co
 
 /// A guest under everything that one agent can hold.
 struct Held {
-  explicit Held(std::vector<std::string> emu = {}) : scene(options(std::move(emu))), before(prepared(scene.guest)) {
+  explicit Held(std::vector<std::string> emu = {})
+      : scene(options(std::move(emu))), before(prepared(scene.guest)), rights_before(rights()) {
     const Gpa hammer = scene.hammer_gpa();
     places = {hammer.value, hammer.value + emulated::kHammerInsnBytes, kExecFunction, kRomPatch, kFarPatch};
     agent.emplace(scene.start_agent(
@@ -85,12 +86,18 @@ struct Held {
     // It is all there.
     for (const std::uint64_t place : places)
       REQUIRE(raw_memory(scene.guest, Gpa{place}, 1) != byte_before(place));
+    const std::vector<std::uint8_t> restricted = rights();
+    for (std::size_t i = 0; i < restricted.size(); ++i) {
+      const bool named = i == 0x20 || (i >= 0x22 && i < 0x26) || (i >= 0x30 && i < 0x38) || (i >= 0x200 && i < 0x400);
+      INFO("page " << i);
+      REQUIRE((restricted[i] != rights_before[i]) == named);
+    }
     const Json shown = scene.guest_json();
     for (const auto& vcpu : shown.at("vcpu")) REQUIRE(vcpu.at("state") == "waiting");
   }
 
   static ManyOptions options(std::vector<std::string> emu) {
-    return {.vcpus = kVcpus, .rule_overrides = Json::object(), .arguments = std::move(emu)};
+    return {.vcpus = kVcpus, .rule_overrides = Json::object(), .arguments = std::move(emu), .tapped = true};
   }
   static std::vector<std::byte> prepared(const Guest& guest) {
     exercise(guest);
@@ -99,6 +106,13 @@ struct Held {
   [[nodiscard]] std::vector<std::byte> byte_before(std::uint64_t place) const {
     return {before.at(place)};
   }
+
+  /// Of all pages, as the hypervisor says.
+  [[nodiscard]] std::vector<std::uint8_t> rights() const {
+    return scene.tap->page_rights(Gpa{0}, static_cast<std::uint32_t>(kRamBytes / kPageSize));
+  }
+
+  [[nodiscard]] bool rights_are_as_before() const { return rights() == rights_before; }
 
   /// No byte of a patch is in RAM, and no page is changed but those that the guest changes itself.
   void check_memory() const {
@@ -113,6 +127,7 @@ struct Held {
     const std::uint64_t events = scene.counter("events");
     exercise(scene.guest);
     CHECK(scene.counter("events") == events);
+    CHECK(rights_are_as_before());
     check_health();
   }
   void check_health() const {
@@ -128,6 +143,7 @@ struct Held {
 
   ManyScene scene;
   std::vector<std::byte> before;
+  std::vector<std::uint8_t> rights_before;
   std::vector<std::uint64_t> places;
   std::optional<Process> agent;
 };
@@ -202,6 +218,7 @@ TEST_CASE("rights that a reload takes away take patches and page rights with the
   CHECK(told.find("policy changed") != std::string::npos);
   CHECK(wait_until([&] { return foreign_changes(held.before, ram_of(held.scene.guest)).empty(); }));
   held.check_memory();
+  CHECK(wait_until([&] { return held.rights_are_as_before(); }));
   CHECK(lines_with(*held.agent, R"("type":"closed")") == 0);
   // It stays; what it still may is untouched. Once it is gone nothing is left at all.
   CHECK(held.scene.guest_json().at("agents") == 1);
@@ -220,9 +237,12 @@ TEST_CASE("before a guest is let go everything is taken out of it, and put back 
   CHECK(wait_until([&] { return held.scene.guest_json().at("state") == "away"; }));
   held.check_memory();
 
-  const auto back = held.agent->wait_output(R"("type":"guest_on")");
-  CHECK(raw_memory(held.scene.guest, Gpa{held.places[0]}, 1).front() == kInt3);
-  CHECK(raw_memory(held.scene.guest, Gpa{kFarPatch}, 4) == bytes_of_values({0xde, 0xad, 0xbe, 0xef}));
+  held.agent->wait_output(R"("type":"guest_on")");
+  CHECK(wait_until([&] {
+    return raw_memory(held.scene.guest, Gpa{kFarPatch}, 4) == bytes_of_values({0xde, 0xad, 0xbe, 0xef}) &&
+           raw_memory(held.scene.guest, Gpa{held.places[0]}, 1).front() == kInt3;
+  }));
+  CHECK_FALSE(held.rights_are_as_before());
   held.agent->kill();
   held.scene.wait_agents(0);
   held.check_memory();
