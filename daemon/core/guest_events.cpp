@@ -61,12 +61,13 @@ void GuestMachine::event_arrived(Seq seq, const Event& event, TimePoint now, Eff
   if (event.kind() == EventKind::CreateVcpu) {
     // A vCPU that begins anew may have forgotten what it was told.
     anew_[event.vcpu.value] = true;
-    tell_soon(now, out);
+    keep_until_[event.vcpu.value] = tell_soon(now, out);
   }
   if (static_cast<std::uint32_t>(++event_counter_) == 0) ++event_counter_;
   machine.begin(event, seq, Seq{static_cast<std::uint32_t>(event_counter_)}, generations(event.space).current(), now);
   mark_waiting(event.vcpu, true);
   note_stop(event, now, out);
+  met_patch_[event.vcpu.value] = on_patch(event);
   Audience told = audience(event);
   const auto& [deciders, observers, filtered] = told;
   if (filters_.filtering(event.vcpu, event.kind()).any()) apply_filters(event, told);
@@ -179,16 +180,16 @@ void GuestMachine::give_up_votes(TimePoint now, Effects& out) {
 // ---- votes ----
 
 void GuestMachine::agent_reply(AgentSlot slot, Seq seq, const EventReply& reply, TimePoint now, Effects& out) {
-  if (reply.vcpu.value >= vcpus_.size())
-    return refuse_reply(slot, seq, reply.vcpu, reply.event, ErrorCode::Invalid, "no such vCPU", out);
-  VcpuMachine& machine = vcpus_[reply.vcpu.value];
-  if (!machine.waiting() || machine.event_seq() != seq) {
+  const bool exists = reply.vcpu.value < vcpus_.size();
+  VcpuMachine& machine = vcpus_[exists ? reply.vcpu.value : 0];
+  if (!exists || !machine.waiting() || machine.event_seq() != seq) {
     if (VcpuMachine* other = owing(slot, seq)) {
       other->default_vote(agents_[slot].voter(slot));
       refuse_reply(slot, seq, other->event().vcpu, other->event().kind(), ErrorCode::Invalid,
                    "the reply names another vCPU", out);
       return settle(*other, now, out);
     }
+    if (!exists) return refuse_reply(slot, seq, reply.vcpu, reply.event, ErrorCode::Invalid, "no such vCPU", out);
     const std::uint32_t age = static_cast<std::uint32_t>(event_counter_) - seq.value;
     const bool was_sent = seq.value != 0 && age < 0x80000000U && age < event_counter_;
     if (was_sent)

@@ -392,7 +392,8 @@ bool GuestMachine::enforce_grant(AgentSlot slot) {
     filters_.remove(slot);
     lost = true;
   }
-  if (!commands.has(CommandId::WritePhysical)) lost = patches_.remove_all(slot) || lost;
+  if (!commands.has(CommandId::WritePhysical) || !version_.events.has(EventKind::Breakpoint))
+    lost = patches_.remove_all(slot) || lost;
   if (!commands.has(CommandId::PauseVcpu)) {
     for (PauseState& pause : pauses_) {
       lost = lost || pause.counts[slot] != 0;

@@ -268,6 +268,11 @@ class GuestMachine {
   [[nodiscard]] const Patches::Patch* wanted_patch(Gpa gpa) const;
   void forget_steps();
   void give_up_patch(Gpa gpa, ErrorCode error, std::string_view text, Effects& out);
+  void patch_sent(const WritePhysical& patch);
+  void patch_answered(const WritePhysical& patch);
+  [[nodiscard]] bool may_be_patched(Gpa gpa) const;
+  [[nodiscard]] bool is_wanted(const WritePhysical& patch) const;
+  [[nodiscard]] bool waits_for_step(const WishChange& change) const;
   [[nodiscard]] bool on_patch(const Event& event) const;
   [[nodiscard]] bool is_late_hit(const Event& event) const;
   void forget_late_hits(VcpuId vcpu);
@@ -411,6 +416,7 @@ class GuestMachine {
   std::vector<bool> anew_;  ///< vCPUs that were created since: they may have forgotten what they were told
   RightsMap told_pages_;
   std::map<std::uint64_t, std::vector<std::byte>> told_patches_;  ///< by GPA
+  std::map<std::uint64_t, std::uint64_t> sent_patches_;  ///< GPA and bytes: told, not confirmed: they may be there
   struct PauseState {
     bool asked = false;                 ///< PAUSE_VCPU is out, its event has not come
     bool hold_asked = false;            ///< likewise, for a step of another vCPU
@@ -425,6 +431,8 @@ class GuestMachine {
     std::vector<bool> vcpus;  ///< whose late hit is still possible
   };
   std::deque<GonePatch> gone_patches_;
+  std::vector<bool> met_patch_;  ///< by vCPU: its breakpoint was a patch, which may be gone when it is decided
+  std::vector<bool> own_hit_;    ///< by vCPU: its breakpoint is the guest's own, which a patch covers
   /// Idle -> Holding -> Lifting -> Stepping -> Placing -> Idle; without a step from Lifting to Placing.
   struct StepOver {
     enum class Phase : std::uint8_t { Idle, Holding, Lifting, Stepping, Placing };
@@ -439,6 +447,7 @@ class GuestMachine {
   bool steps_refused_ = false;                ///< the hypervisor does not give SINGLESTEP events
   std::deque<VcpuId> to_step_;                ///< vCPUs whose reply waits until they have stepped over a patch
   std::vector<std::optional<Verdict>> kept_;  ///< by vCPU: replies that are kept back
+  std::vector<std::uint64_t> keep_until_;     ///< by vCPU: not before told_done_ has come so far
   unsigned kept_count_ = 0;
 
   std::deque<WishChange> wishes_;  ///< front() is under way if busy_

@@ -128,8 +128,8 @@ void GuestMachine::publish_patches(Effects& out) {
   if (changes == published_changes_) return;
   published_changes_ = changes;
   const std::uint64_t generation = generations(AddressSpace::Normal).current();
-  std::map<std::uint64_t, std::uint64_t> now;
-  for (const auto& [gpa, bytes] : told_patches_) now[gpa] = bytes.size();
+  std::map<std::uint64_t, std::uint64_t> now = sent_patches_;
+  for (const auto& [gpa, bytes] : told_patches_) now[gpa] = std::max<std::uint64_t>(now[gpa], bytes.size());
   patches_.for_each([&](Gpa gpa, const Patches::Patch& patch) {
     auto& bytes = now[gpa.value];
     bytes = std::max<std::uint64_t>(bytes, patch.bytes.size());

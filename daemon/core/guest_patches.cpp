@@ -133,9 +133,26 @@ void GuestMachine::give_up_patch(Gpa gpa, ErrorCode error, std::string_view text
   patches_.drop(gpa).for_each([&](AgentSlot slot) { send_revoked(slot, error, text, out); });
 }
 
+/// A patch is placed, or taken back by its owner, when nobody steps over that place.
+bool GuestMachine::waits_for_step(const WishChange& change) const {
+  const bool lifted = step_.phase == StepOver::Phase::Lifting || step_.phase == StepOver::Phase::Stepping;
+  const auto* patch = std::get_if<WritePhysical>(&change.command);
+  return lifted && change.agent != AgentId{} && patch != nullptr && patch->gpa == step_.gpa;
+}
+
+/// The hypervisor is about to be told of it, and it shall still have it. (One that is about to be lifted is placed first.)
+bool GuestMachine::is_wanted(const WritePhysical& patch) const {
+  const Patches::Patch* wanted = withdrawing() ? nullptr : patches_.at(patch.gpa);
+  return wanted != nullptr && std::equal(patch.data.begin(), patch.data.end(), wanted->bytes.begin(), wanted->bytes.end());
+}
+
 /// A hypervisor that is gone has no patches, and nobody steps.
 void GuestMachine::forget_steps() {
   told_patches_.clear();
+  sent_patches_.clear();
+  own_hit_.assign(vcpus_.size(), false);
+  met_patch_.assign(vcpus_.size(), false);
+  keep_until_.assign(vcpus_.size(), 0);
   gone_patches_.clear();
   step_ = StepOver{};
   to_step_.clear();
@@ -145,10 +162,25 @@ void GuestMachine::forget_steps() {
 
 // ---- events ----
 
+/// The hypervisor has a patch there, or may have.
+bool GuestMachine::may_be_patched(Gpa gpa) const {
+  return told_patches_.count(gpa.value) != 0 || sent_patches_.count(gpa.value) != 0;
+}
+
+void GuestMachine::patch_sent(const WritePhysical& patch) {
+  sent_patches_[patch.gpa.value] = patch.data.size();
+  ++told_patches_changes_;
+}
+
+void GuestMachine::patch_answered(const WritePhysical& patch) {
+  sent_patches_.erase(patch.gpa.value);
+  ++told_patches_changes_;
+}
+
 /// A patch is met there: of an agent, or one that is about to be taken off.
 bool GuestMachine::on_patch(const Event& event) const {
   const auto* hit = std::get_if<BreakpointData>(&event.data);
-  return hit != nullptr && (patches_.at(hit->gpa) != nullptr || told_patches_.count(hit->gpa.value) != 0);
+  return hit != nullptr && !own_hit_[event.vcpu.value] && (patches_.at(hit->gpa) != nullptr || may_be_patched(hit->gpa));
 }
 
 /// The vCPU met a patch just before it was taken off: no agent's business any more, and not the guest's either.
@@ -170,9 +202,13 @@ void GuestMachine::forget_late_hits(VcpuId vcpu) {
 
 /// The event that a vCPU stopped in may be the end of its step.
 void GuestMachine::note_stop(const Event& event, TimePoint now, Effects& out) {
+  own_hit_[event.vcpu.value] = false;
   if (step_.phase != StepOver::Phase::Stepping || event.vcpu != step_.vcpu) return;
   const EventKind kind = event.kind();
   if (kind != EventKind::Singlestep && kind != EventKind::Breakpoint && kind != EventKind::CreateVcpu) return;
+  // What is met where the patch is lifted is under it: a breakpoint of the guest's own.
+  const auto* hit = std::get_if<BreakpointData>(&event.data);
+  own_hit_[event.vcpu.value] = hit != nullptr && hit->gpa == step_.gpa;
   place_again(now, out);
 }
 
@@ -191,14 +227,15 @@ bool GuestMachine::keep_back(const VcpuMachine& machine, Verdict& verdict) {
       verdict.reply.action == Action::Allow || (verdict.reply.action == Action::Retry && verdict.reply.step_over);
   verdict.reply.step_over = false;
   bool steps = false;
-  if (goes_on && on_patch(event) && event.actions.has(Action::Retry)) {
+  if (goes_on && (met_patch_[event.vcpu.value] || on_patch(event)) && event.actions.has(Action::Retry)) {
     verdict.reply.action = Action::Retry;
     // Who was sent somewhere else has no patch in its way.
-    steps = !verdict.set_registers || verdict.regs.rip == event.regs.rip;
+    steps = on_patch(event) && (!verdict.set_registers || verdict.regs.rip == event.regs.rip);
   }
   if (steps) to_step_.push_back(event.vcpu);
   const bool is_stepping = step_.phase == StepOver::Phase::Stepping && event.vcpu == step_.vcpu;
-  if (!steps && (step_.phase == StepOver::Phase::Idle || is_stepping)) return false;
+  const bool is_new = keep_until_[event.vcpu.value] > told_done_;  // it would run without what agents wish of it
+  if (!steps && !is_new && (step_.phase == StepOver::Phase::Idle || is_stepping)) return false;
   kept_[event.vcpu.value] = verdict;
   ++kept_count_;
   return true;
@@ -227,8 +264,7 @@ void GuestMachine::begin_step(TimePoint now, Effects& out) {
   if (wanted_patch(gpa) != nullptr && !can_step())
     give_up_patch(gpa, ErrorCode::NotSupported,
                   "a patch was met, and this hypervisor cannot step over it: it is taken off", out);
-  if (wanted_patch(gpa) == nullptr && told_patches_.count(gpa.value) == 0)
-    return let_go_kept(vcpu, now, out);  // taken off meanwhile
+  if (wanted_patch(gpa) == nullptr && !may_be_patched(gpa)) return let_go_kept(vcpu, now, out);  // taken off meanwhile
   step_ = StepOver{.phase = StepOver::Phase::Holding, .vcpu = vcpu, .gpa = gpa, .until = now + kStepOverMax};
   if (wanted_patch(gpa) == nullptr) return lift(false, now, out);
   for (std::uint16_t i = 0; i < vcpus_.size(); ++i) {
@@ -255,7 +291,8 @@ void GuestMachine::place_again(TimePoint now, Effects& out) {
 
 /// Nobody has to step any more.
 void GuestMachine::let_all_go(TimePoint now, Effects& out) {
-  for (std::uint16_t i = 0; i < vcpus_.size() && kept_count_ != 0; ++i) let_go_kept(VcpuId{i}, now, out);
+  for (std::uint16_t i = 0; i < vcpus_.size() && kept_count_ != 0; ++i)
+    if (keep_until_[i] <= told_done_) let_go_kept(VcpuId{i}, now, out);
 }
 
 /// The hypervisor refused to pause a vCPU for a step.

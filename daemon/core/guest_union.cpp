@@ -16,6 +16,17 @@ void GuestMachine::send_parts(TimePoint now, Effects& out) {
   while (wish_parts_sent_ < wish_parts_.size() && wish_parts_open_ < kWishPartsOpenMax) {
     const WishPart& part = wish_parts_[wish_parts_sent_];
     if (part.alone && wish_parts_open_ != 0) return;
+    const auto* patch = std::get_if<WritePhysical>(&part.command);
+    const bool places = patch != nullptr && (patch->flags & KVMI_WRITE_PATCH) != 0;
+    if (places && !is_wanted(*patch)) {  // its agent has gone meanwhile, or the guest is about to
+      const auto* asked = std::get_if<WritePhysical>(&wishes_.front().command);
+      if (asked != nullptr && asked->gpa == patch->gpa && wish_error_ == ErrorCode::None) {
+        wish_error_ = ErrorCode::NoDevice;
+        wish_error_text_ = "the hypervisor lets the guest go";
+      }
+      if (++wish_parts_sent_ < wish_parts_.size()) wish_parts_[wish_parts_sent_].alone = true;
+      continue;
+    }
     const OpenCommand open{.id = id_of(part.command),
                            .purpose = Purpose::Wish,
                            .slot = 0,
@@ -24,6 +35,7 @@ void GuestMachine::send_parts(TimePoint now, Effects& out) {
                            .vcpu = part.vcpu,
                            .tag = static_cast<std::uint32_t>(wish_parts_sent_)};
     if (!send_command(part.command, open, now, out)) return;
+    if (places) patch_sent(*patch);
     ++wish_parts_sent_;
     ++wish_parts_open_;
   }

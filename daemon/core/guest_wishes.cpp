@@ -69,6 +69,7 @@ std::uint64_t GuestMachine::tell_soon(TimePoint now, Effects& out) {
 // Idle --change--> Telling, or done at once where the union does not change.
 void GuestMachine::next_wish(TimePoint now, Effects& out) {
   while (!busy_ && !wishes_.empty() && link_ == Link::Up) {
+    if (waits_for_step(wishes_.front())) return;
     if (refuse_wish(now, out)) continue;
     busy_ = true;
     undo_ = Undo{};
@@ -247,6 +248,8 @@ void GuestMachine::note_told(const Command& command) {
 void GuestMachine::wish_confirmed(const OpenCommand& open, const CommandReply& reply, TimePoint now, Effects& out) {
   const WishPart part = wish_parts_[open.tag];
   --wish_parts_open_;
+  const auto* placed = std::get_if<WritePhysical>(&part.command);
+  if (placed != nullptr && !part.takes_away) patch_answered(*placed);
   if (reply.error == ErrorCode::None) {
     note_told(part.command);
   } else {

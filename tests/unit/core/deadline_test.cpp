@@ -193,6 +193,7 @@ TEST_CASE("a bad reply gets a notice and counts as the default", "[deadline]") {
   SECTION("an action that the event does not take") { bad.action = Action::Retry; }
   SECTION("another event") { bad.event = EventKind::Hypercall; }
   SECTION("another vCPU") { bad.vcpu = VcpuId{3}; }
+  SECTION("a vCPU that there is not") { bad.vcpu = VcpuId{99}; }
   SECTION("a value where none is taken") { bad.value = NewValue{1}; }
   SECTION("data where none are taken") { bad.value = NewData{}; }
   SECTION("an access trap of no page fault") { bad.trap_access = true; }

@@ -118,6 +118,70 @@ TEST_CASE("bad patches are refused with what is wrong", "[patch][hostile]") {
   REQUIRE(error(0x3000, 1) == ErrorCode::None);
 }
 
+TEST_CASE("a patch that is on its way when its agent goes is taken off, and met meanwhile it costs nothing",
+          "[patch][withdraw]") {
+  Guest guest;
+  const AgentId other = attach(guest);
+  const AgentId agent = guest.attach();
+  guest.answering = false;
+  guest.patch(agent, kPlace);
+  while (guest.sent<WritePhysical>() == 0) guest.answer_one();
+  guest.lose(agent);
+  const Seq met = guest.event(0, hit());  // it was there already; the answer is on its way
+  REQUIRE(guest.verdict(met) == nullptr);
+  guest.answer_all();
+  REQUIRE(guest.state.patches.empty());
+  REQUIRE(guest.verdict(met)->action == Action::Retry);
+  REQUIRE(guest.events_told(other) == 0);
+}
+
+TEST_CASE("a patch that is not sent when its agent goes is not sent at all", "[patch][withdraw]") {
+  Guest guest;
+  const AgentId agent = guest.attach();
+  guest.answering = false;
+  guest.patch(agent, kPlace);
+  REQUIRE(guest.sent<WritePhysical>() == 0);  // its events come first
+  guest.lose(agent);
+  guest.answer_all();
+  REQUIRE(guest.sent<WritePhysical>() == 0);
+  REQUIRE(guest.state.vcpus[0].events == 0);
+}
+
+TEST_CASE("patches do not come back where their hits are not told any more", "[patch]") {
+  Guest guest;
+  const AgentId agent = guest.attach();
+  guest.patch(agent, kPlace);
+  guest.lose_hypervisor();
+  guest.version.events.bits &= ~KVMI_EVENT_BIT(KVMI_EVENT_BREAKPOINT);
+  guest.connect();
+  REQUIRE(guest.state.patches.empty());
+  REQUIRE(guest.last_notice(agent, NoticeKind::Revoked) != nullptr);
+}
+
+TEST_CASE("a vCPU that begins anew does not run before what agents wish of it is told again", "[patch]") {
+  Guest guest;
+  const AgentId agent = attach(guest);
+  guest.patch(agent, kPlace);
+  guest.answering = false;
+  guest.command(agent, ControlMsr{kAllVcpus, true, 0x10});  // a change is under way
+  const Seq created = guest.event(1, CreateVcpuData{});
+  REQUIRE(guest.verdict(created) == nullptr);
+  guest.answer_one();
+  REQUIRE(guest.verdict(created) == nullptr);
+  guest.answer_all();
+  REQUIRE(guest.verdict(created)->action == Action::Allow);
+}
+
+TEST_CASE("a patch that is given back while its hit is decided is not given to the guest as an exception", "[patch]") {
+  Guest guest;
+  const AgentId agent = attach(guest);
+  guest.patch(agent, kPlace);
+  const Seq met = guest.event(0, hit());
+  guest.unpatch(agent, kPlace);
+  guest.vote(agent, Action::Allow);
+  REQUIRE(guest.verdict(met)->action == Action::Retry);
+}
+
 TEST_CASE("where no hit would be told, no patch is taken", "[patch]") {
   Guest guest;
   guest.version.events.bits &= ~KVMI_EVENT_BIT(KVMI_EVENT_BREAKPOINT);

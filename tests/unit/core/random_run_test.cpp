@@ -141,9 +141,13 @@ class Run {
       }
     }
   }
+  bool is_stopped(std::uint16_t vcpu) const {
+    const auto info = guest_.machine.info().vcpus[vcpu];
+    return info.waiting || info.held;
+  }
   void event() {
     const auto vcpu = static_cast<std::uint16_t>(pick(kVcpus));
-    if (!guest_.machine.online() || guest_.machine.info().vcpus[vcpu].waiting) return;
+    if (!guest_.machine.online() || is_stopped(vcpu)) return;
     const EventData kinds[] = {
         HypercallData{},
         CrData{static_cast<std::uint16_t>(pick(6)), 0, 1},

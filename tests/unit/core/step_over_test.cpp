@@ -286,6 +286,38 @@ TEST_CASE("a held vCPU that sends another event breaks the protocol", "[step_ove
   REQUIRE(guest.machine.settled());
 }
 
+TEST_CASE("a breakpoint of the guest's own under the patch is given to the guest", "[step_over]") {
+  Patched guest(1);
+  const AgentId watcher = guest.attach();
+  guest.subscribe(watcher, only(EventKind::Breakpoint));
+  guest.event(0, hit());
+  guest.step_over();
+  const Seq own = guest.event(0, hit());
+  REQUIRE_FALSE(guest.lifted());
+  REQUIRE(guest.events_told(guest.owner) == 2);
+  REQUIRE(guest.events_told(watcher) == 1);  // it is nobody's patch that was met
+  guest.vote(guest.owner, Action::Allow);
+  guest.vote(watcher, Action::Allow);
+  REQUIRE(guest.verdict(own)->action == Action::Allow);
+  const Seq next = guest.event(0, hit());  // and the next one is a hit again
+  REQUIRE(guest.events_told(watcher) == 1);
+  guest.step_over();
+  REQUIRE(guest.verdict(next)->action == Action::Retry);
+}
+
+TEST_CASE("who patches a place that is stepped over waits until it is placed", "[step_over]") {
+  Patched guest(1);
+  const AgentId other = guest.attach();
+  guest.event(0, hit());
+  guest.step_over();
+  REQUIRE(guest.lifted());
+  const Seq seq = guest.patch(other, kPlace);
+  REQUIRE_FALSE(guest.error_of(other, seq));
+  guest.event(0, SinglestepData{});
+  REQUIRE(guest.error_of(other, seq) == ErrorCode::None);
+  REQUIRE_FALSE(guest.lifted());
+}
+
 TEST_CASE("the link is lost in the middle of a step", "[step_over]") {
   Patched guest(2);
   guest.event(0, hit());
