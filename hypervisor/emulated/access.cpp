@@ -253,7 +253,7 @@ void Machine::write_access(Vcpu& vcpu) {
   // The last answer is there: now it happens.
   for (const auto& write : run.writes) {
     if (mmu_.is_read_only(gfn_of(write.gpa))) continue;  // a store to ROM goes nowhere
-    (void)ram_.write(write.gpa, write.data.data(), write.size);
+    (void)map_.write(AddressSpace::Normal, write.gpa, std::as_bytes(std::span(write.data)).first(write.size));
     for (auto& other : vcpus_) other->engine.unmap_frames(gfn_of(write.gpa), 1);
   }
   // An agent that set registers meanwhile has the last word about them.

@@ -101,7 +101,7 @@ void Machine::finish(Vcpu& vcpu, const EventReply& reply) {
                    interrupt(vcpu, x86::vector::kBp, vcpu.insn_length, true);
                  },
                  [&](const HypercallData&) {
-                   vcpu.regs.rax = kHypercallUnknown;
+                   serve_hypercall(vcpu);
                    move_on(vcpu);
                  },
                  [&](const PageFaultData& data) {

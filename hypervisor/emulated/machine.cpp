@@ -60,7 +60,7 @@ Result<std::unique_ptr<Machine>, MachineError> Machine::create(const MachineConf
     return MachineError{"the image has " + std::to_string(config.image.size()) + " bytes; there is room for " +
                         std::to_string(config.memory_bytes - boot::kImage.value)};
   }
-  auto ram = GuestRam::create(config.memory_bytes);
+  auto ram = GuestRam::create(config.memory_bytes + KVMID_GUEST_ROM_BYTES);  // the ROM can move behind RAM
   if (!ram) return MachineError{"guest RAM: " + ram.error().text};
   return std::unique_ptr<Machine>(new Machine(config, std::move(*ram)));
 }
@@ -80,8 +80,10 @@ Machine::Machine(const MachineConfig& config, GuestRam ram)
   facts_.linear_address_bits = cpu_.linear_address_bits;
   facts_.execute_only = cpu_.execute_only;
   facts_.max_gpa = config.memory_bytes;
-  facts_.ram_fd = ram_.fd();
-  facts_.ram_bytes = config.memory_bytes;
+  if (config.share_ram) {
+    facts_.ram_fd = ram_.fd();
+    facts_.ram_bytes = ram_.bytes();
+  }
   for (const auto kind : {EventKind::Cr, EventKind::Msr, EventKind::Breakpoint, EventKind::Hypercall,
                           EventKind::PageFault, EventKind::Pause, EventKind::Unhook, EventKind::Xsetbv,
                           EventKind::Descriptor, EventKind::Cpuid, EventKind::Trap, EventKind::Singlestep,
@@ -270,6 +272,12 @@ void Machine::on_sensitive(Vcpu& vcpu, Clock::time_point now) {
                    if (period_.count() == 0) return;
                    vcpu.activity = Activity::Halted;
                    vcpu.wake = now + period_;
+                 },
+                 [&](const HypercallMade&) {
+                   serve_hypercall(vcpu);
+                   vcpu.regs.rflags &= ~x86::rflags::kRf;
+                   end_overrides(vcpu);
+                   complete(vcpu);
                  },
                  [&](const Watched& watched) { raise(vcpu, watched.data, watched.insn_length, kEveryAction); },
              },

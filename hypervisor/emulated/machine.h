@@ -42,6 +42,7 @@ struct MachineConfig {
   std::uint64_t memory_bytes = 16ull << 20;
   std::uint64_t slice = 20000;               ///< instructions a vCPU may execute before the next one's turn
   std::chrono::microseconds period{1000};    ///< how long HLT rests; 0: not at all
+  bool share_ram = true;                     ///< hand the memfd to kvmid, where the socket can carry it
   std::span<const std::byte> image;          ///< only looked at by create()
 };
 
@@ -82,6 +83,11 @@ class Machine final : public hypervisor::GuestBackend {
   [[nodiscard]] StopCause stop_cause() const { return cause_; }
   [[nodiscard]] const std::string& stop_reason() const { return reason_; }
 
+  /// The ROM page comes, goes, moves to the other of its two places, or becomes writable or read-only for the guest, as
+  /// a guest asks for by a hypercall. kvmid is told first; no vCPU keeps a mapping of the page. False, and nothing is
+  /// done, where it is there already, or is not. (map_changes.cpp)
+  bool change_rom(MapChange change);
+
   [[nodiscard]] const Vcpu& vcpu(VcpuId id) const { return *vcpus_[id.value]; }
   [[nodiscard]] const GuestRam& ram() const { return ram_; }
 
@@ -114,7 +120,9 @@ class Machine final : public hypervisor::GuestBackend {
  private:
   Machine(const MachineConfig& config, GuestRam ram);
   void load(std::span<const std::byte> image);
-  void build_map();  // machine_state.cpp
+  void build_map();  // map_changes.cpp
+  void fill_rom(std::byte* host);
+  void serve_hypercall(Vcpu& vcpu);
 
   // machine.cpp
   void run_vcpu(Vcpu& vcpu, Clock::time_point now);
@@ -166,6 +174,7 @@ class Machine final : public hypervisor::GuestBackend {
   GuestRam ram_;
   std::vector<std::byte> smram_;
   MemoryMap map_;
+  std::optional<Gpa> rom_;  ///< where the slot with the ROM is, if anywhere
   x86::CpuFeatures cpu_;
   Mmu mmu_;
   hypervisor::Hooks hooks_;

@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //
-// A machine's memory map, and the commands that look at a processor's further state.
+// The commands that look at a processor's further state.
 
 #include <array>
 #include <cstdio>
-#include <cstring>
 
-#include "hypervisor/emulated/mailbox_layout.h"
 #include "hypervisor/emulated/machine.h"
 #include "hypervisor/emulated/xsave.h"
 
@@ -15,22 +13,6 @@ namespace kvmid::emulated {
 using hypervisor::Answer;
 using hypervisor::Done;
 using hypervisor::Refusal;
-
-/// What GUEST.md promises: RAM with one page of ROM in it, and SMRAM in the address space of its own.
-void Machine::build_map() {
-  constexpr std::uint64_t kRom = KVMID_GUEST_ROM_GPA, kBehindRom = kRom + KVMID_GUEST_ROM_BYTES;
-  static_assert(kBehindRom <= kMemoryMinBytes && kBehindRom <= KVMID_GUEST_IMAGE_GPA);
-  std::byte* const ram = ram_.at(Gpa{0}, ram_.bytes());
-  map_.add({AddressSpace::Normal, Gpa{0}, kRom, false, ram});
-  map_.add({AddressSpace::Normal, Gpa{kRom}, KVMID_GUEST_ROM_BYTES, true, ram + kRom});
-  map_.add({AddressSpace::Normal, Gpa{kBehindRom}, ram_.bytes() - kBehindRom, false, ram + kBehindRom});
-  for (std::size_t i = 0; i < KVMID_GUEST_ROM_BYTES; ++i) ram[kRom + i] = static_cast<std::byte>(i & 0xff);
-  std::memcpy(ram + kRom, "KVMIROM1", 8);
-
-  smram_.resize(KVMID_GUEST_SMRAM_BYTES);
-  std::memcpy(smram_.data(), "KVMISMRM", 8);
-  map_.add({AddressSpace::Smm, Gpa{KVMID_GUEST_SMRAM_GPA}, smram_.size(), false, smram_.data()});
-}
 
 Done Machine::shutdown() {
   shutdown_wanted_ = true;

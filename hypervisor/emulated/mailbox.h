@@ -51,6 +51,7 @@ enum class GuestMode : std::uint64_t {
   Debug = KVMID_MODE_DEBUG,
   Copy = KVMID_MODE_COPY,
   Hammer = KVMID_MODE_HAMMER,
+  Map = KVMID_MODE_MAP,
 };
 inline constexpr std::size_t kGuestModeCount = KVMID_MODE_COUNT;
 
@@ -91,7 +92,8 @@ struct Mailbox {
   std::uint64_t arg_msr_value;   ///< to be written
   std::uint64_t arg_pf_address;  ///< to be written
   std::uint64_t arg_hammer_calls;  ///< to be written: what hammer_calls shall become
-  std::array<std::uint64_t, 4> unused2;
+  std::uint64_t arg_map_change;  ///< to be written: MapChange, of the ROM page
+  std::array<std::uint64_t, 3> unused2;
   std::uint64_t arg_xcr0;            ///< to be written; 0: 1 and 3 in turn
   std::uint64_t arg_cpuid_function;  ///< to be written
   std::uint64_t arg_cpuid_index;     ///< to be written
@@ -110,7 +112,8 @@ struct Mailbox {
   std::uint64_t hammer_gva;
   std::uint64_t hammer_calls;  ///< returned, as the caller counts
   std::uint64_t hammer_hits;   ///< executed, as that instruction counts
-  std::array<std::uint64_t, 2> unused3;
+  std::uint64_t map_result;    ///< 0, or -22: there was nothing to change
+  std::array<std::uint64_t, 1> unused3;
   std::array<std::uint64_t, 64> done;        ///< [GuestMode]
   std::array<std::uint64_t, 32> exceptions;  ///< [vector]
 };
@@ -122,6 +125,8 @@ static_assert(offsetof(Mailbox, sse) == KVMID_MB_SSE && offsetof(Mailbox, rom) =
 static_assert(offsetof(Mailbox, arg_hammer_calls) == KVMID_MB_ARG_HAMMER_CALLS);
 static_assert(offsetof(Mailbox, hammer_gpa) == KVMID_MB_HAMMER_GPA);
 static_assert(offsetof(Mailbox, hammer_hits) == KVMID_MB_HAMMER_HITS);
+static_assert(offsetof(Mailbox, arg_map_change) == KVMID_MB_ARG_MAP_CHANGE);
+static_assert(offsetof(Mailbox, map_result) == KVMID_MB_MAP_RESULT);
 static_assert(offsetof(Mailbox, done) == KVMID_MB_DONE && offsetof(Mailbox, exceptions) == KVMID_MB_EXCEPTIONS);
 
 static_assert(offsetof(Mailbox, user_syscalls) == KVMID_MB_USER_SYSCALLS);
@@ -135,6 +140,7 @@ inline constexpr Gpa kSmram{KVMID_GUEST_SMRAM_GPA};
 inline constexpr std::uint64_t kRootA = KVMID_GUEST_ROOT_A_GPA;  ///< value of CR3
 inline constexpr std::uint64_t kRootB = KVMID_GUEST_ROOT_B_GPA;  ///< value of CR3
 inline constexpr std::uint64_t kHypercallNumber = KVMID_GUEST_HYPERCALL;
+inline constexpr std::uint64_t kMapHypercallNumber = KVMID_GUEST_MAP_HYPERCALL;
 inline constexpr std::size_t kHammerInsnBytes = KVMID_GUEST_HAMMER_INSN_BYTES;
 inline constexpr std::uint64_t kExecValue = KVMID_GUEST_EXEC_VALUE;
 

@@ -42,9 +42,10 @@
 #define KVMID_GUEST_EXEC_VALUE 0x5eed     /* what the function on the exec page returns */
 #define KVMID_GUEST_HAMMER_INSN_BYTES 9
 #define KVMID_GUEST_HYPERCALL 0x4b560001  /* number in RAX of the guest's hypercall */
+#define KVMID_GUEST_MAP_HYPERCALL 0x4b560002 /* and of the one that kvmi-emu knows: RDI = KVMI_MAP_*, of the ROM page */
 
 /* ---- what a vCPU does in a round: the word at KVMID_MB_MODE ---- */
-#define KVMID_MODE_ALL 0    /* 3 to the last in turn, one a round, but for TRIPLE */
+#define KVMID_MODE_ALL 0    /* 3 to ALL_END in turn, one a round, but for TRIPLE */
 #define KVMID_MODE_IDLE 1   /* nothing but HLT */
 #define KVMID_MODE_SPIN 2   /* count without HLT */
 #define KVMID_MODE_CR3 3    /* the other page table root, then the byte in the window */
@@ -74,7 +75,9 @@
 #define KVMID_MODE_DEBUG 27  /* one instruction with a breakpoint of DR0 on it */
 #define KVMID_MODE_COPY 28   /* REP MOVSB of 8 bytes, from the protected page to `copied` */
 #define KVMID_MODE_HAMMER 29 /* hammer_target() until hammer_calls is arg_hammer_calls, without HLT */
-#define KVMID_MODE_COUNT 30
+#define KVMID_MODE_ALL_END 30
+#define KVMID_MODE_MAP 30    /* hypercall MAP_HYPERCALL with arg_map_change */
+#define KVMID_MODE_COUNT 31
 
 /* ---- fields ---- */
 #define KVMID_MB_MAGIC 0x00         /* KVMID_MB_MAGIC_VALUE once the vCPU is in its loop */
@@ -113,6 +116,7 @@
 #define KVMID_MB_ARG_MSR_VALUE 0x108 /* written by tests */
 #define KVMID_MB_ARG_PF_ADDRESS 0x110 /* written by tests; at first 0x7fff0000dead */
 #define KVMID_MB_ARG_HAMMER_CALLS 0x118 /* written by tests: calls there shall have been, in all; at first 0 */
+#define KVMID_MB_ARG_MAP_CHANGE 0x120 /* written by tests: KVMI_MAP_*; at first 0 */
 #define KVMID_MB_ARG_XCR0 0x140     /* written by tests; 0: 1 and 3 in turn */
 #define KVMID_MB_ARG_CPUID_FUNCTION 0x148 /* written by tests */
 #define KVMID_MB_ARG_CPUID_INDEX 0x150    /* written by tests */
@@ -131,6 +135,7 @@
 #define KVMID_MB_HAMMER_GVA 0x1d8
 #define KVMID_MB_HAMMER_CALLS 0x1e0 /* that have returned, counted by the caller in a register */
 #define KVMID_MB_HAMMER_HITS 0x1e8  /* counted in memory by that instruction */
+#define KVMID_MB_MAP_RESULT 0x1f0   /* RAX after that hypercall: 0, -22 (EINVAL) where there was nothing to change */
 #define KVMID_MB_DONE 0x200         /* [KVMID_MODE_*]: actions finished */
 #define KVMID_MB_EXCEPTIONS 0x400   /* [vector], 32 of them: times that handler ran */
 

@@ -2,6 +2,7 @@
 #include "hypervisor/emulated/memory_map.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <tuple>
 
@@ -12,6 +13,22 @@ void MemoryMap::add(const MemorySlot& slot) {
     return std::tie(a.space, a.gpa) < std::tie(b.space, b.gpa);
   };
   slots_.insert(std::upper_bound(slots_.begin(), slots_.end(), slot, before), slot);
+}
+
+MemorySlot MemoryMap::remove(Gpa gpa) {
+  const auto found = std::find_if(slots_.begin(), slots_.end(), [&](const MemorySlot& slot) {
+    return slot.space == AddressSpace::Normal && slot.gpa == gpa;
+  });
+  if (found == slots_.end()) std::abort();
+  const MemorySlot slot = *found;
+  slots_.erase(found);
+  return slot;
+}
+
+void MemoryMap::set_read_only(Gpa gpa, bool read_only) {
+  MemorySlot slot = remove(gpa);
+  slot.read_only = read_only;
+  add(slot);
 }
 
 const MemorySlot* MemoryMap::find(AddressSpace space, Gpa gpa) const {

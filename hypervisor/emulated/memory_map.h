@@ -33,12 +33,21 @@ class MemoryMap {
  public:
   /// REQUIRES: it overlaps no slot of its address space.
   void add(const MemorySlot& slot);
+  /// The slot of the normal address space that begins there. REQUIRES of both: there is one.
+  MemorySlot remove(Gpa gpa);
+  void set_read_only(Gpa gpa, bool read_only);
 
   /// Is every page of the range memory? Slots may lie end to end.
   [[nodiscard]] bool covers(AddressSpace space, Gfn first, std::uint64_t pages) const;
   [[nodiscard]] bool read(AddressSpace space, Gpa gpa, std::span<std::byte> out) const;
   /// Writes what is behind a read-only slot too: that is a rule for the guest, not for who looks after it.
   [[nodiscard]] bool write(AddressSpace space, Gpa gpa, Bytes data);
+  /// Host address of bytes of the normal address space, or null if they are not all in one slot.
+  [[nodiscard]] std::byte* at(Gpa gpa, std::uint64_t bytes) const {
+    const auto* slot = find(AddressSpace::Normal, gpa);
+    if (slot == nullptr || bytes > slot->bytes - (gpa.value - slot->gpa.value)) return nullptr;
+    return slot->host + (gpa.value - slot->gpa.value);
+  }
   /// Of the normal address space.
   [[nodiscard]] bool is_read_only(Gfn gfn) const;
 

@@ -2,6 +2,7 @@
 #include "hypervisor/emulated/mmu.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace kvmid::emulated {
 
@@ -18,12 +19,26 @@ x86::PageRights right_of(x86::AccessKind access) {
 
 }  // namespace
 
-Mmu::Mmu(GuestRam& ram, const MemoryMap& map, const x86::CpuFeatures& cpu)
-    : ram_(ram), map_(map), cpu_(cpu), rights_(ram.bytes() / kPageSize, x86::kRightsAll) {}
+Mmu::Mmu(const GuestRam& ram, const MemoryMap& map, const x86::CpuFeatures& cpu)
+    : map_(map), cpu_(cpu), rights_(ram.bytes() / kPageSize, x86::kRightsAll) {}
+
+bool Mmu::read_memory(Gpa gpa, void* out, std::size_t bytes) const {
+  const std::byte* from = map_.at(gpa, bytes);
+  if (from == nullptr) return false;
+  std::memcpy(out, from, bytes);
+  return true;
+}
+
+bool Mmu::write_memory(Gpa gpa, const void* data, std::size_t bytes) {
+  std::byte* to = map_.at(gpa, bytes);
+  if (to == nullptr) return false;
+  std::memcpy(to, data, bytes);
+  return true;
+}
 
 Result<x86::Translation, x86::WalkFault> Mmu::walk(const Vcpu& vcpu, Gva gva, x86::AccessKind access,
                                                    bool system) const {
-  const auto read = [this](Gpa gpa, void* out, std::size_t bytes) { return ram_.read(gpa, out, bytes); };
+  const auto read = [this](Gpa gpa, void* out, std::size_t bytes) { return read_memory(gpa, out, bytes); };
   auto state = x86::paging_state(vcpu.regs, vcpu.sregs);
   state.implicit_supervisor = system;
   return x86::access(state, gva, access, read, cpu_);
@@ -34,7 +49,7 @@ void Mmu::set_table_bits(const x86::Translation& translation) {
     const auto& entry = translation.entries[i];
     if (entry.set_bits == 0 || map_.is_read_only(gfn_of(entry.gpa))) continue;
     const std::uint64_t value = entry.value | entry.set_bits;
-    (void)ram_.write(entry.gpa, &value, entry.bytes);  // it was read just now, so it is RAM
+    (void)write_memory(entry.gpa, &value, entry.bytes);  // it was read just now, so it is RAM
   }
 }
 
@@ -72,7 +87,7 @@ Resolution Mmu::probe(Vcpu& vcpu, Gva gva, x86::AccessKind access, Gpa& gpa) {
   if (!translation) return translation.error().exception;
   set_table_bits(*translation);
   gpa = translation->gpa;
-  if (ram_.at(gpa_of(gfn_of(gpa)), kPageSize) == nullptr) return NoRam{gpa};
+  if (map_.at(gpa_of(gfn_of(gpa)), kPageSize) == nullptr) return NoRam{gpa};
   if (x86::forbids(allowed_rights(vcpu, gfn_of(gpa)), right_of(access))) return Restricted{gpa, right_of(access)};
   return Mapped{};
 }
@@ -82,7 +97,7 @@ Resolution Mmu::resolve(Vcpu& vcpu, Gva gva, x86::AccessKind access) {
   const auto seen = probe(vcpu, gva, access, gpa);
   if (!std::holds_alternative<Mapped>(seen)) return seen;
   const Gfn gfn = gfn_of(gpa);
-  std::byte* host = ram_.at(gpa_of(gfn), kPageSize);
+  std::byte* host = map_.at(gpa_of(gfn), kPageSize);
   const x86::PageRights tables = settled_rights(vcpu, gva) | KVMI_PAGE_ACCESS_R;
   x86::PageRights allowed = allowed_rights(vcpu, gfn);
   if (right_of(access) == KVMI_PAGE_ACCESS_W && map_.is_read_only(gfn)) {
@@ -116,7 +131,7 @@ std::optional<x86::Exception> Mmu::each_page(Vcpu& vcpu, Gva gva, std::size_t si
     if (!translation) return translation.error().exception;
     set_table_bits(*translation);
     // Physical memory that is not there reads as zero and swallows writes.
-    if (ram_.at(translation->gpa, part) != nullptr) copy(translation->gpa, done, part);
+    if (map_.at(translation->gpa, part) != nullptr) copy(translation->gpa, done, part);
     done += part;
   }
   return std::nullopt;
@@ -125,7 +140,7 @@ std::optional<x86::Exception> Mmu::each_page(Vcpu& vcpu, Gva gva, std::size_t si
 std::optional<x86::Exception> Mmu::read_as(Vcpu& vcpu, Gva gva, void* out, std::size_t size, bool system) {
   std::fill_n(static_cast<std::byte*>(out), size, std::byte{0});
   return each_page(vcpu, gva, size, x86::AccessKind::Read, system, [&](Gpa gpa, std::size_t done, std::size_t part) {
-    (void)ram_.read(gpa, static_cast<std::byte*>(out) + done, part);
+    (void)read_memory(gpa, static_cast<std::byte*>(out) + done, part);
   });
 }
 
@@ -136,7 +151,7 @@ std::optional<x86::Exception> Mmu::write_as(Vcpu& vcpu, Gva gva, const void* dat
   }
   return each_page(vcpu, gva, size, x86::AccessKind::Write, system, [&](Gpa gpa, std::size_t done, std::size_t part) {
     // A store to ROM goes nowhere.
-    if (!map_.is_read_only(gfn_of(gpa))) (void)ram_.write(gpa, static_cast<const std::byte*>(data) + done, part);
+    if (!map_.is_read_only(gfn_of(gpa))) (void)write_memory(gpa, static_cast<const std::byte*>(data) + done, part);
   });
 }
 
@@ -144,13 +159,13 @@ std::size_t Mmu::read_code(Vcpu& vcpu, void* out, std::size_t size) {
   std::size_t have = 0;
   (void)each_page(vcpu, Gva{vcpu.regs.rip}, size, x86::AccessKind::Execute, false,
                   [&](Gpa gpa, std::size_t done, std::size_t part) {
-                    if (ram_.read(gpa, static_cast<std::byte*>(out) + done, part)) have = done + part;
+                    if (read_memory(gpa, static_cast<std::byte*>(out) + done, part)) have = done + part;
                   });
   return have;
 }
 
 std::optional<Gpa> Mmu::locate(const Vcpu& vcpu, Gva gva) const {
-  const auto read = [this](Gpa gpa, void* out, std::size_t bytes) { return ram_.read(gpa, out, bytes); };
+  const auto read = [this](Gpa gpa, void* out, std::size_t bytes) { return read_memory(gpa, out, bytes); };
   const auto translation = x86::translate(x86::paging_state(vcpu.regs, vcpu.sregs), gva, read, cpu_);
   if (!translation) return std::nullopt;
   return translation->gpa;

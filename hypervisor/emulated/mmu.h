@@ -6,7 +6,7 @@
 /// Purpose:  rights of a mapping = what the page tables give this vCPU AND what KVMI leaves of the page.
 /// Errors:   an access that the guest may not make is an x86::Exception for it.
 /// Threads:  none of its own.
-/// Lifetime: `ram` and `map` outlive it.
+/// Lifetime: `map` outlives it. `ram` only says how many frames there can be.
 /// Leaves out: KVMI rights for the processor's own accesses to tables and frames.
 
 #include <cstddef>
@@ -42,7 +42,7 @@ using Resolution = std::variant<Mapped, Restricted, NoRam, x86::Exception>;
 
 class Mmu {
  public:
-  Mmu(GuestRam& ram, const MemoryMap& map, const x86::CpuFeatures& cpu);
+  Mmu(const GuestRam& ram, const MemoryMap& map, const x86::CpuFeatures& cpu);
 
   /// Answers a MemoryFault of the engine.
   Resolution resolve(Vcpu& vcpu, Gva gva, x86::AccessKind access);
@@ -74,9 +74,6 @@ class Mmu {
   /// Where a virtual address is now, rights not asked.
   [[nodiscard]] std::optional<Gpa> locate(const Vcpu& vcpu, Gva gva) const;
 
-  [[nodiscard]] bool is_ram(Gfn first, std::uint64_t pages) const {
-    return pages <= rights_.size() && first.value <= rights_.size() - pages;
-  }
   /// Effective ones: what KVMI leaves AND what the memory slot gives.
   [[nodiscard]] x86::PageRights rights(Gfn gfn) const {
     return x86::combine_rights(rights_[gfn.value], slot_rights(gfn));
@@ -85,7 +82,6 @@ class Mmu {
   void allow_everything();
   [[nodiscard]] bool is_read_only(Gfn gfn) const { return map_.is_read_only(gfn); }
 
-  [[nodiscard]] GuestRam& ram() { return ram_; }
   [[nodiscard]] const x86::CpuFeatures& cpu() const { return cpu_; }
 
  private:
@@ -105,9 +101,11 @@ class Mmu {
   }
   /// Lets the instruction at RIP store to a read-only page, into a copy that is gone behind it.
   void map_shadow(Vcpu& vcpu, Gva gva, Gfn gfn, const std::byte* host, x86::PageRights rights);
+  /// False where the bytes are not all memory of one slot.
+  [[nodiscard]] bool read_memory(Gpa gpa, void* out, std::size_t bytes) const;
+  [[nodiscard]] bool write_memory(Gpa gpa, const void* data, std::size_t bytes);
   void set_table_bits(const x86::Translation& translation);
 
-  GuestRam& ram_;
   const MemoryMap& map_;
   x86::CpuFeatures cpu_;
   std::vector<x86::PageRights> rights_;  ///< [gfn]

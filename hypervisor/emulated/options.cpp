@@ -71,6 +71,8 @@ std::variant<Options, int> parse_options(int argc, char** argv) {
   app.add_option("--memory", memory_mib, "guest RAM in MiB")
       ->check(CLI::Range(std::uint64_t{4}, std::uint64_t{65536}))
       ->capture_default_str();
+  bool keep_ram = false;
+  app.add_flag("--no-share-ram", keep_ram, "kvmid gets no descriptor of guest RAM: reads go through messages");
   app.add_option("--image", image, "a flat binary to run in place of the built-in test guest")->type_name("FILE");
   app.add_option("--slice", options.machine.slice, "instructions a vCPU executes before the next one's turn")
       ->check(CLI::Range(std::uint64_t{1}, std::uint64_t{1000000000}))
@@ -130,6 +132,7 @@ std::variant<Options, int> parse_options(int argc, char** argv) {
   if (options.machine.name.empty() || options.machine.name.size() >= KVMI_NAME_MAX) {
     return refuse("--name: 1 to 63 characters");
   }
+  options.machine.share_ram = !keep_ram;
   options.machine.memory_bytes = memory_mib << 20;
   options.machine.period = std::chrono::microseconds(period_us);
   options.leave_reason = reasons.at(leave_reason);

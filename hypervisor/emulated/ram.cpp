@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -20,8 +21,18 @@ Result<GuestRam, GuestRam::Error> GuestRam::create(std::uint64_t bytes) {
     ::close(fd);
     return error;
   }
+  // A descriptor that was made for reading cannot be opened again for writing by other users, through /proc.
+  if (::fchmod(fd, S_IRUSR | S_IWUSR) != 0) {
+    auto error = failed("fchmod");
+    ::close(fd);
+    return error;
+  }
   // Who maps it may rely on its size: no SIGBUS by a later truncation.
-  ::fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
+  if (::fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
+    auto error = failed("F_ADD_SEALS");
+    ::close(fd);
+    return error;
+  }
   void* base = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   if (base == MAP_FAILED) {
     auto error = failed("mmap");

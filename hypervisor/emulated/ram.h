@@ -13,7 +13,9 @@ namespace kvmid::emulated {
 
 /// Guest RAM: one range from GPA 0, in a memfd that others can map too.
 ///
-/// Purpose:  the memory that Unicorn executes in and that kvmid may map.
+/// Purpose:  the memory that Unicorn executes in and that kvmid may map: offset = GPA for every slot of the normal
+///           address space. What is no slot reads as zeros there.
+/// Shapes:   the memfd has mode 0600, and its size is sealed.
 /// Errors:   create() says which system call failed; addresses outside are answered by null or false.
 /// Threads:  none of its own. Other processes may write at any time: what is read twice may differ.
 /// Lifetime: unmapped and closed with the object.

@@ -300,8 +300,8 @@ class Executor {
 
   Effect hypercall() {
     if (hooks_.watches(vcpu_.id, EventKind::Hypercall)) return Watched{HypercallData{}, insn_.length};
-    vcpu_.regs.rax = kHypercallUnknown;
-    return next();
+    next();
+    return HypercallMade{};
   }
 
   Effect rdtscp() {

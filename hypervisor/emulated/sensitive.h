@@ -40,7 +40,8 @@ struct Watched {         ///< not done: an event comes first; RIP is at the inst
   EventData data;
   std::uint8_t insn_length = 0;
 };
-using Effect = std::variant<Executed, Raised, Interrupted, HaltExecuted, Watched>;
+struct HypercallMade {};  ///< VMCALL that nobody watches; RIP is behind it, and RAX is still the caller's
+using Effect = std::variant<Executed, Raised, Interrupted, HaltExecuted, Watched, HypercallMade>;
 
 /// RAX after a hypercall that nobody answered: -KVM_ENOSYS.
 inline constexpr std::uint64_t kHypercallUnknown = static_cast<std::uint64_t>(std::int64_t{-1000});

@@ -35,7 +35,7 @@ using Done = Result<void, Refusal>;
 template <class T>
 using Answer = Result<T, Refusal>;
 
-/// What a guest is. Does not change while the process runs.
+/// What a guest is. Only max_gpa changes while the process runs, with the memory map.
 struct GuestFacts {
   Uuid uuid;
   std::int64_t start_time = 0;  ///< seconds since 1970
@@ -65,6 +65,9 @@ class EventSink {
   virtual ~EventSink() = default;
   /// A vCPU stopped; it stays until GuestBackend::answer() is called for it.
   virtual void raise(const Event& event) = 0;
+  /// The memory map is about to change: called before a vCPU can use the new one, and before memory is moved or gone.
+  /// It may call the backend: unhook(), and writes that take patches off.
+  virtual void map_changing(const MemoryMapChanged& /*change*/) {}
 };
 
 class GuestBackend {

@@ -214,6 +214,12 @@ void Link::raise(const Event& event) {
   if (!in_session_) flush(Clock::now());
 }
 
+void Link::map_changing(const MemoryMapChanged& change) {
+  if (state_ != State::Serving) return;  // kvmid asks for the map when it is there
+  session_->map_changing(change);
+  if (!in_session_) flush(Clock::now());
+}
+
 void Link::lose(const std::string& reason, Clock::time_point now) {
   last_error_ = reason;
   const bool served = state_ == State::Serving;

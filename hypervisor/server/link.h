@@ -55,6 +55,7 @@ class Link final : public EventSink {
   void handle(short revents, Clock::time_point now);
 
   void raise(const Event& event) override;
+  void map_changing(const MemoryMapChanged& change) override;
   /// Tells kvmid that the guest is about to be let go, and closes the connection when kvmid has taken everything back,
   /// after kUnhookTime at the latest. state() is Idle then, and nothing is dialled until resume(). The guest may run
   /// meanwhile. Without an accepted connection it is so at once. Calls during an unhooking do nothing.

@@ -138,4 +138,18 @@ std::size_t Patches::take_off_all() {
   return patches_.size();
 }
 
+std::size_t Patches::take_off_within(Gpa gpa, std::uint64_t bytes) {
+  std::size_t count = 0;
+  for (auto it = first_from(patches_, gpa.value);
+       it != patches_.end() && (it->first < gpa.value || it->first - gpa.value < bytes);) {
+    if (!put_back(it->first, it->second)) {
+      ++it;
+      continue;
+    }
+    it = patches_.erase(it);
+    ++count;
+  }
+  return count;
+}
+
 }  // namespace kvmid::hypervisor

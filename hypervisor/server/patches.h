@@ -56,6 +56,8 @@ class Patches {
   Done take_off(Gpa gpa, std::size_t size);
   /// How many could not be taken off.
   std::size_t take_off_all();
+  /// Takes off those that lie in the range, or reach into it. How many that were.
+  std::size_t take_off_within(Gpa gpa, std::uint64_t bytes);
 
   [[nodiscard]] std::size_t size() const { return patches_.size(); }
 

@@ -106,6 +106,14 @@ void Session::raise(const Event& event) {
   dialect_.encode(event, seq, outbox_);
 }
 
+void Session::map_changing(const MemoryMapChanged& change) {
+  const bool moves = change.change == MapChange::Moved, goes = change.change == MapChange::Removed;
+  if ((moves || goes) && change.slot.address_space == KVMI_ADDRESS_SPACE_NORMAL) {
+    patches_.take_off_within(moves ? change.old_gpa : Gpa{change.slot.gpa}, change.slot.bytes);
+  }
+  dialect_.encode(change, outbox_);
+}
+
 void Session::unhook(OffReason reason) {
   if (unhook_ || unhooked_) std::abort();
   Event event;

@@ -85,12 +85,12 @@ main_loop:
     jae to_sleep
     test %rax, %rax
     jnz act
-    mov %gs:KVMID_MB_TURN, %rax         # all in turn: CR3 to the last without TRIPLE, and again
+    mov %gs:KVMID_MB_TURN, %rax         # all in turn: CR3 to ALL_END without TRIPLE, and again
     lea 1(%rax), %rcx
     cmp $KVMID_MODE_TRIPLE, %rcx
     jne 1f
     inc %ecx
-1:  cmp $KVMID_MODE_COUNT, %rcx
+1:  cmp $KVMID_MODE_ALL_END, %rcx
     jb 2f
     mov $KVMID_MODE_CR3, %ecx
 2:  mov %rcx, %gs:KVMID_MB_TURN
@@ -443,6 +443,13 @@ do_copy:
     rep movsb
     ret
 
+do_map:
+    mov $KVMID_GUEST_MAP_HYPERCALL, %eax
+    mov %gs:KVMID_MB_ARG_MAP_CHANGE, %rdi
+    vmcall
+    mov %rax, %gs:KVMID_MB_MAP_RESULT
+    ret
+
 # One round makes all the calls that are missing, so that vCPUs meet in there. R13 counts.
 do_hammer:
     mov %gs:KVMID_MB_HAMMER_CALLS, %r13
@@ -470,7 +477,7 @@ actions:
     .quad do_nothing, do_nothing, do_spin, do_cr3, do_cr4, do_cr0, do_lstar, do_msr, do_int3, do_vmcall
     .quad do_store, do_load, do_exec, do_ud, do_gp, do_pf, do_triple
     .quad do_xsetbv, do_gdt, do_idt, do_ldt, do_tr, do_cpuid, do_sse, do_rom
-    .quad do_user, do_step, do_debug, do_copy, do_hammer
+    .quad do_user, do_step, do_debug, do_copy, do_hammer, do_map
 tables_ready:
     .quad 0
 no_idt:

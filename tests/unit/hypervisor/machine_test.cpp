@@ -12,7 +12,7 @@ TEST_CASE("the guest does everything in turn while nobody watches", "[emulated]"
   for (const VcpuId vcpu : {VcpuId{0}, VcpuId{1}}) guest.set_mode(GuestMode::All, vcpu);
 
   REQUIRE(guest.run_until([&] {
-    constexpr std::size_t kLast = KVMID_MODE_COUNT - 1;
+    constexpr std::size_t kLast = KVMID_MODE_ALL_END - 1;
     return guest.mailbox(VcpuId{0}).done[kLast] >= 2 && guest.mailbox(VcpuId{1}).done[kLast] >= 2;
   }));
 
@@ -21,7 +21,7 @@ TEST_CASE("the guest does everything in turn while nobody watches", "[emulated]"
   for (const VcpuId vcpu : {VcpuId{0}, VcpuId{1}}) {
     const Mailbox box = guest.mailbox(vcpu);
     CAPTURE(vcpu.value);
-    for (std::size_t mode = KVMID_MODE_CR3; mode < KVMID_MODE_COUNT; ++mode) {
+    for (std::size_t mode = KVMID_MODE_CR3; mode < KVMID_MODE_ALL_END; ++mode) {
       if (mode == KVMID_MODE_TRIPLE) continue;
       CAPTURE(mode);
       CHECK(box.done[mode] >= 2);

@@ -45,11 +45,11 @@ TEST_CASE("watched in every way and allowed everything, the guest sees nothing o
   }
 
   guest.set_mode(GuestMode::All);
-  REQUIRE(guest.run_until([&] { return guest.mailbox().done[KVMID_MODE_COUNT - 1] >= 2 || machine.stopped(); }));
+  REQUIRE(guest.run_until([&] { return guest.mailbox().done[KVMID_MODE_ALL_END - 1] >= 2 || machine.stopped(); }));
 
   CHECK(machine.stop_reason().empty());
   const Mailbox box = guest.mailbox();
-  for (std::size_t mode = KVMID_MODE_CR3; mode < KVMID_MODE_COUNT; ++mode) {
+  for (std::size_t mode = KVMID_MODE_CR3; mode < KVMID_MODE_ALL_END; ++mode) {
     if (mode == KVMID_MODE_TRIPLE) continue;
     CAPTURE(mode);
     CHECK(box.done[mode] >= 2);
