@@ -123,6 +123,15 @@ struct Memory {
   std::uint64_t cookie = 0;
   std::vector<std::byte> data;
 };
+/// Where bytes of guest memory come from, and where they go.
+struct PhysicalRange {
+  Gpa gpa;
+  std::span<std::byte> out;
+};
+struct VirtualRange {
+  Gva gva;
+  std::span<std::byte> out;
+};
 struct WriteOptions {
   AddressSpace space{};
   std::uint16_t flags = 0;  ///< KVMI_WRITE_PATCH, KVMI_WRITE_UNPATCH; the others follow from the fields below
@@ -162,6 +171,7 @@ class AgentClient {
  public:
   static constexpr std::size_t kRequestsMax = 4096;
   static constexpr std::size_t kFdsMax = 16;
+  static constexpr std::uint64_t kVirtualBytesMax = 1U << 30U;
 
   /// Connects and says hello. options.guest decides: a control connection, or attached to that guest.
   static Result<AgentClient, ClientError> connect(const ConnectOptions& options);
@@ -260,6 +270,16 @@ class AgentClient {
   /// Several ranges in one message, their bytes one after another.
   Result<Memory, ClientError> read_ranges(std::span<const kvmi_read_range> ranges,
                                           AddressSpace space = AddressSpace::Normal);
+  /// Any number of ranges of any size, in as many messages as it takes (memory.cpp): several leave at once, as many as
+  /// kvmid lets this agent have open. The cookie of the first message: the oldest, so that no change between the messages
+  /// is missed (0 where nothing is asked for). After an error what the ranges hold is unspecified.
+  Result<std::uint64_t, ClientError> read_scatter(std::span<const PhysicalRange> ranges,
+                                                  AddressSpace space = AddressSpace::Normal);
+  /// Guest virtual memory as the vCPU sees it: a TRANSLATE_GVA for each page, sent together, then read_scatter(). The
+  /// error names the first address that is not mapped, or not canonical. Page tables that the guest changes meanwhile are
+  /// seen half old, half new, and no cookie tells: stop the vCPU where that matters. At most kVirtualBytesMax in all.
+  Result<std::uint64_t, ClientError> read_virtual(VcpuId vcpu, Gva gva, std::span<std::byte> out);
+  Result<std::uint64_t, ClientError> read_virtual(VcpuId vcpu, std::span<const VirtualRange> ranges);
   /// The cookie after the write. With ClientErrc::Failed and ErrorCode::Stale `*stale_cookie` is the current one.
   Result<std::uint64_t, ClientError> write_physical(Gpa gpa, Bytes data, const WriteOptions& options = {},
                                                     std::uint64_t* stale_cookie = nullptr);

@@ -130,6 +130,52 @@ int kvmid_read_physical(kvmid_agent* agent, std::uint64_t gpa, void* buffer, std
   });
 }
 
+int kvmid_read_scatter(kvmid_agent* agent, std::uint16_t address_space, const kvmi_read_range* ranges,
+                       std::size_t count, void* buffer, std::size_t size, std::uint64_t* cookie) {
+  return with(agent, [&](AgentClient& client) {
+    if ((buffer == nullptr && size != 0) || (ranges == nullptr && count != 0)) return bad("a buffer is NULL");
+    std::vector<PhysicalRange> parts;
+    std::span<std::byte> left(static_cast<std::byte*>(buffer), size);
+    for (const auto& range : items(ranges, count)) {
+      if (range.size == 0) return bad("a range has 0 bytes");
+      if (range.size > left.size()) return bad("the ranges are more than the buffer takes");
+      parts.push_back({Gpa{range.gpa}, left.first(range.size)});
+      left = left.subspan(range.size);
+    }
+    if (!left.empty()) return bad("the buffer is larger than the ranges");
+    const auto got = client.read_scatter(parts, static_cast<AddressSpace>(address_space));
+    if (!got) return fail(got.error());
+    store(cookie, *got);
+    return 0;
+  });
+}
+
+int kvmid_read_virtual(kvmid_agent* agent, std::uint16_t vcpu, std::uint64_t gva, void* buffer, std::size_t size,
+                       std::uint64_t* cookie) {
+  const kvmid_gva_range range{gva, size};
+  return kvmid_read_virtual_ranges(agent, vcpu, &range, size == 0 ? 0 : 1, buffer, size, cookie);
+}
+
+int kvmid_read_virtual_ranges(kvmid_agent* agent, std::uint16_t vcpu, const kvmid_gva_range* ranges, std::size_t count,
+                              void* buffer, std::size_t size, std::uint64_t* cookie) {
+  return with(agent, [&](AgentClient& client) {
+    if ((buffer == nullptr && size != 0) || (ranges == nullptr && count != 0)) return bad("a buffer is NULL");
+    std::vector<VirtualRange> parts;
+    std::span<std::byte> left(static_cast<std::byte*>(buffer), size);
+    for (const auto& range : items(ranges, count)) {
+      if (range.size == 0) return bad("a range has 0 bytes");
+      if (range.size > left.size()) return bad("the ranges are more than the buffer takes");
+      parts.push_back({Gva{range.gva}, left.first(range.size)});
+      left = left.subspan(range.size);
+    }
+    if (!left.empty()) return bad("the buffer is larger than the ranges");
+    const auto got = client.read_virtual(VcpuId{vcpu}, parts);
+    if (!got) return fail(got.error());
+    store(cookie, *got);
+    return 0;
+  });
+}
+
 int kvmid_write_physical(kvmid_agent* agent, std::uint64_t gpa, const void* data, std::size_t size, std::uint16_t flags,
                          std::uint64_t* cookie, const void* expected) {
   return with(agent, [&](AgentClient& client) {
