@@ -48,6 +48,8 @@ std::uint64_t hits_of(ManyScene& scene, AgentClient& owner, GuestMode mode, std:
   return hits;
 }
 
+std::size_t index_of(GuestMode mode) { return static_cast<std::size_t>(mode); }
+
 }  // namespace
 
 TEST_CASE("what the instruction under a patch does is done once for each hit", "[integration][many]") {
@@ -102,6 +104,61 @@ TEST_CASE("a page fault of the instruction under a patch is an event, and then t
   CHECK(hits == scene.guest.done(GuestMode::Store) - before);
   CHECK(faults == hits);
   CHECK(scene.guest.memory().read_u64(emulated::kProtectedPage) == scene.guest.mailbox().stored);
+}
+
+TEST_CASE("an INT3 of the guest under a patch is given to the guest", "[integration][many]") {
+  ManyScene scene;
+  const Gpa place = place_of(scene, GuestMode::Int3, EventKind::Breakpoint);
+  AgentClient owner = scene.attach("owner");
+  check(owner.subscribe(events_of({EventKind::Breakpoint}), Role::Decider));
+  check(patch(owner, place, bytes_of_values({0xcc})));
+  const Mailbox before = scene.guest.mailbox();
+  std::uint64_t hits = 0;
+  const auto done_now = [&] { return scene.guest.done(GuestMode::Int3) - before.done.at(index_of(GuestMode::Int3)); };
+  scene.guest.set_mode(GuestMode::Int3);
+  serve({&owner},
+        [&](AgentClient& agent, const client::ReceivedEvent& event) {
+          ++hits;
+          if (done_now() >= 2) scene.guest.set_mode(GuestMode::Idle);
+          check(agent.reply(event, Action::Allow));
+        },
+        [&] { return done_now() >= 3; });
+  const Mailbox after = scene.guest.mailbox();
+  CHECK(hits >= done_now());
+  CHECK(after.exceptions[3] - before.exceptions[3] == done_now());
+  CHECK(scene.counter("stepped_over") == done_now());
+}
+
+TEST_CASE("a hit that waits while its patch is taken off is not given to the guest", "[integration][many]") {
+  const bool expires = GENERATE(false, true);
+  ManyScene scene({.rule_overrides = {{"deadline_ms", expires ? 50 : 60000}}});
+  AgentClient owner = scene.attach("owner");
+  check(owner.subscribe(events_of({EventKind::Breakpoint}), Role::Decider));
+  check(patch(owner, scene.hammer_gpa(), bytes_of_values({0xcc})));
+  scene.guest.hammer(1);
+  const auto event = check(owner.wait_event(kBound));
+  REQUIRE(event);
+  const auto before = scene.guest.mailbox().exceptions[3];
+  if (expires) {
+    check(unpatch(owner, scene.hammer_gpa(), 1));
+  } else {
+    SECTION("given back, then ALLOW") {
+      check(unpatch(owner, scene.hammer_gpa(), 1));
+      check(owner.reply(*event, Action::Allow));
+    }
+    SECTION("given back, and STEP_OVER as for every hit") {
+      check(unpatch(owner, scene.hammer_gpa(), 1));
+      step_over(owner, *event);
+    }
+    SECTION("taken away by a reload, then ALLOW") {
+      scene.reload_rule({{"commands", {"CONTROL_EVENTS", "READ_PHYSICAL"}}});
+      REQUIRE(wait_until([&] { return raw_memory(scene.guest, scene.hammer_gpa(), 1).front() != kInt3; }));
+      check(owner.reply(*event, Action::Allow));
+    }
+  }
+  scene.guest.wait_hammered();
+  CHECK(scene.guest.mailbox().hammer_hits == 1);
+  CHECK(scene.guest.mailbox().exceptions[3] == before);
 }
 
 TEST_CASE("single steps of one agent and steps over a patch of another do not mix", "[integration][many]") {

@@ -45,8 +45,9 @@ TEST_CASE("agents that are killed at their patches take no hit from others", "[i
   constexpr std::uint64_t kCalls = 300;
   constexpr int kAgents = 8;
   for (int i = 0; i < kAgents; ++i) {
+    const char* its_answer = i % 2 == 0 ? "allow" : "step-over";
     Process dying = scene.start_agent(
-        "dying", {"--patch", patch_text(place), "--events", "breakpoint", "--answer", i % 2 == 0 ? "allow" : "step-over"});
+        "dying", {"--patch", patch_text(place), "--events", "breakpoint", "--answer", its_answer});
     scene.guest.hammer(kCalls);
     serve({&steady}, answer, [&] { return lines_with(dying, R"("type":"event")") > 20; });
     dying.kill();
