@@ -231,7 +231,8 @@ void Watch::enforce(Agent& agent, const core::GuestMachine& machine) {
     if (!commands.has(CommandId::ControlSinglestep)) vcpu.step = false;
   }
   if (!commands.has(CommandId::SetPageAccess)) agent.has.pages.fill(kAllRights);
-  if (!commands.has(CommandId::WritePhysical)) agent.has.patches.clear();
+  if (!commands.has(CommandId::WritePhysical) || !hypervisor_.version().events.has(EventKind::Breakpoint))
+    agent.has.patches.clear();
   if (!commands.has(CommandId::SetFilter)) agent.filters = {};
 }
 
@@ -337,12 +338,15 @@ void Watch::on_event_reply(const core::SendEventReply& e, TimePoint now) {
   counts_.add(open->deciders.empty() ? Seen::Unattended : Seen::Decided);
   if (open->deciders.size() > 1) counts_.add(Seen::Merged);
 
+  bool step_over = false;
+  const auto verdict = verdict_of(*open, step_over);
+  const bool own_int3 = open->event.kind() == EventKind::Breakpoint && !open->through_patch;
+  const bool by_kvmid = verdict == Action::Allow || (!open->uncertain && open->deciders.empty());
+  if (own_int3 && by_kvmid && e.reply.action == Action::Retry) hypervisor_.retried_by_kvmid(index);
   Window& window = windows_[index];
   if (window.open) {
     window.replied = true;
     window.since = now;
-    bool step_over = false;
-    const auto verdict = verdict_of(*open, step_over);
     const bool steps = (!verdict && !open->uncertain && open->deciders.empty()) || verdict == Action::Allow ||
                        (verdict == Action::Retry && step_over);
     if (open->through_patch && steps) {

@@ -147,6 +147,7 @@ class Watch {
   void i1_answer_is_due(const OpenEvent* open, const core::SendEventReply& e, TimePoint now) const;
   void i1_answer_is_the_verdict(const OpenEvent& open, Action action) const;
   void i1_nobody_waits_too_long(TimePoint now) const;
+  [[nodiscard]] Duration kept_for(const OpenEvent& open) const;
   void i2_granted_patch_is_placed(const Agent& agent, const Wish& wish) const;
   void i2_somebody_wishes(const Command& command) const;
   void i2_union_is_told(const Wishes& expected) const;
@@ -181,6 +182,7 @@ class Watch {
   bool another_guest_ = false;
   bool told_back_refused_ = false;
   TimePoint busy_since_{};
+  bool telling_ = false;  ///< commands were open before the input under way
   std::uint32_t filter_numbers_ = 0;
 
   // of the input under way

@@ -49,7 +49,7 @@ void Watch::i1_answer_is_due(const OpenEvent* open, const core::SendEventReply& 
   if (e.reply.trap_access && (open->event.kind() != EventKind::PageFault || e.reply.action != Action::Allow))
     violated(kI1, "TRAP_ACCESS where it does not belong");
   if (e.reply.step_over) violated(kI1, "a hypervisor was asked to step over: that is done by kvmid");
-  if (!open->seen_in_window && now > open->limit + kTimerSlack)
+  if (!open->seen_in_window && now > open->limit + kTimerSlack + kept_for(*open))
     violated(kI1, event_text(open->event) + " was answered after its deadline");
 }
 
@@ -64,10 +64,17 @@ void Watch::i1_answer_is_the_verdict(const OpenEvent& open, Action action) const
                                          ", but the strictest vote was " + std::string(name_of(*verdict)));
 }
 
+/// A vCPU that begins anew is kept until the hypervisor has been told again what agents wish of it: the change under way
+/// (with what is undone of it), then that, each in two rounds of commands.
+Duration Watch::kept_for(const OpenEvent& open) const {
+  const bool anew = open.event.kind() == EventKind::CreateVcpu;
+  return anew && (telling_ || !commands_.empty()) ? 6 * command_timeout_ : Duration{};
+}
+
 void Watch::i1_nobody_waits_too_long(TimePoint now) const {
   for (const auto& open : open_) {
     if (!open) continue;
-    Duration longest = kTimerSlack;
+    Duration longest = kTimerSlack + kept_for(*open);
     // Kept back while vCPUs step over patches one after another: each has a second to hold the others, and one to step;
     // commands that the hypervisor is slow with come on top.
     if (open->seen_in_window) longest += 2 * core::kStepOverMax * (kVcpus + 1) + 2 * command_timeout_;

@@ -153,6 +153,7 @@ void Watch::check(const core::GuestMachine& machine, TimePoint now) {
   i6_accounts(info);
   told_back_refused_ = hypervisor_.refused_to_take();
 
+  telling_ = !commands_.empty();
   if (commands_.empty()) departing_.clear();
   for (unsigned i = 0; i < hypervisor_.vcpu_count(); ++i) {
     const auto at = hypervisor_.must_step_at(i);

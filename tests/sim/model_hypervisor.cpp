@@ -12,10 +12,9 @@ namespace {
 constexpr ActionSet kEveryAction{0xf};
 constexpr ActionSet kNoRetry{KVMI_ACTION_BIT(KVMI_ACTION_ALLOW) | KVMI_ACTION_BIT(KVMI_ACTION_SKIP) |
                              KVMI_ACTION_BIT(KVMI_ACTION_CRASH)};
+/// So often a vCPU may meet one INT3 of the guest's own in a row and be told by kvmid to try again: patches come and go.
+constexpr unsigned kRetriedInVainMax = 40;
 constexpr ActionSet kAllowOrCrash{KVMI_ACTION_BIT(KVMI_ACTION_ALLOW) | KVMI_ACTION_BIT(KVMI_ACTION_CRASH)};
-
-/// Agents may answer RETRY so often.
-constexpr unsigned kOwnInt3MetMax = 40;
 
 /// The command asks for more than there was; false: it gives back, or neither.
 bool asks_for_more(const Command& command) {
@@ -190,6 +189,14 @@ void ModelHypervisor::run(unsigned index, TimePoint now, Sends& out) {
   something_else(index, out);
 }
 
+void ModelHypervisor::retried_by_kvmid(unsigned index) {
+  Vcpu& vcpu = vcpus_[index];
+  if (++vcpu.retried_in_vain > kRetriedInVainMax)
+    violate_or_go_on("I8 no hit is lost", "vCPU " + std::to_string(index) + " met the guest's own INT3 at " +
+                                              hex(vcpu.address) +
+                                              " again and again, and the guest never gets its exception");
+}
+
 /// The instruction at `address`: rights first, then a breakpoint, then it is done.
 void ModelHypervisor::execute(unsigned index, TimePoint now, Sends& out) {
   Vcpu& vcpu = vcpus_[index];
@@ -209,9 +216,6 @@ void ModelHypervisor::execute(unsigned index, TimePoint now, Sends& out) {
     if (enabled(index, EventKind::Breakpoint)) {
       vcpu.passes_once = false;
       vcpu.must_step = false;  // an INT3 of the guest's own under a patch: it is executed by being met
-      if (patch == nullptr && ++vcpu.own_int3_met > kOwnInt3MetMax)
-        violate_or_go_on("I8 no hit is lost", "vCPU " + std::to_string(index) + " met the guest's own INT3 at " +
-                                                  hex(at) + " again and again, and the guest never gets its exception");
       counts_.add(patch != nullptr ? Seen::PatchHits : Seen::OwnBreakpoints);
       return raise(index, BreakpointData{Gpa{at}, 1}, kEveryAction, out, patch != nullptr);
     }
@@ -319,7 +323,7 @@ void ModelHypervisor::event_reply(Seq seq, const EventReply& reply, TimePoint no
   if (reply.action == Action::Skip) {
     vcpu.doing = Doing::Nothing;
     vcpu.must_step = vcpu.passes_once = false;
-    vcpu.own_int3_met = 0;
+    vcpu.retried_in_vain = 0;
   }
   if (reply.action != Action::Allow) return;
   switch (vcpu.kind) {
@@ -329,7 +333,7 @@ void ModelHypervisor::event_reply(Seq seq, const EventReply& reply, TimePoint no
       break;
     case EventKind::Breakpoint:
       vcpu.doing = Doing::Nothing;
-      vcpu.own_int3_met = 0;
+      vcpu.retried_in_vain = 0;
       break;  // the guest has its own exception
     case EventKind::Pause:
     case EventKind::Singlestep:

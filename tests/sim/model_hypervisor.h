@@ -49,6 +49,8 @@ class ModelHypervisor {
 
   /// kvmid has decided that the vCPU, which waits in a hit of a patch, shall execute what is under it.
   void promise_step(unsigned index, Seq event) { vcpus_[index].promised = event; }
+  /// kvmid, and no agent, has the vCPU execute an INT3 of the guest's own once more.
+  void retried_by_kvmid(unsigned index);
   /// The patch that was to be stepped over is nobody's any more: what is met there next is another one.
   void forgive_step(unsigned index) { vcpus_[index].must_step = false, vcpus_[index].promised.reset(); }
   [[nodiscard]] std::optional<std::uint64_t> must_step_at(unsigned index) const {
@@ -90,7 +92,7 @@ class ModelHypervisor {
     bool must_step = false;
     TimePoint must_step_since{};
     TimePoint halted_until{};
-    unsigned own_int3_met = 0;  ///< in a row, without the guest getting its own exception
+    unsigned retried_in_vain = 0;  ///< by kvmid, in a row, at an INT3 of the guest's own
     std::uint64_t rax = 0;
   };
 
