@@ -7,34 +7,24 @@ import http.client
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 
+sys.dont_write_bytecode = True  # nothing is left behind
+from demo_parts import (  # noqa: E402
+    ARG_HAMMER_CALLS, CALLS, DONE, EXCEPTIONS, EXEC_PAGE, FUNCTION_BYTES, GuestRam, HAMMER_CALLS, HAMMER_GPA,
+    HAMMER_HITS, Http, LONG_CALLS, MAILBOX, MAILBOX_BYTES, MODE, MODE_ALL, MODE_EXEC, MODE_HAMMER, MODE_INT3,
+    PROTECTED_PAGE, USER_SYSCALLS, VCPUS, require)
+
 GUEST = "demo"
 UUID = "6b766d69-6400-4000-8000-64656d6f0001"
 DEADLINE_MS = 400
-# The guest's own pages, as hypervisor/emulated/GUEST.md lists them
-PROTECTED_PAGE = "0x20000"
-MAILBOX_USER_SYSCALLS = 0x10000 + 0xB8
-
-
-class Http(http.client.HTTPConnection):
-    """HTTP over kvmid's admin socket."""
-
-    def __init__(self, path):
-        super().__init__("localhost", timeout=5)
-        self.path = path
-
-    def connect(self):
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(5)
-        self.sock.connect(self.path)
 
 
 class Demo:
@@ -45,10 +35,12 @@ class Demo:
         self.children = []
         self.lines = {}
         self.shown = {}
+        self.printing = threading.Lock()
 
     def say(self, text=""):
         if not self.quiet:
-            print(text, flush=True)
+            with self.printing:
+                print(text, flush=True)
 
     def start(self, name, *command, show=None):
         """Starts a program; `show(line)` gives the text to print of a line, or None."""
@@ -128,7 +120,44 @@ class Demo:
 
     def syscalls(self):
         """System calls that the guest's user code has made, as the guest itself counts them."""
-        return int.from_bytes(self.ctl("mem", "read", GUEST, hex(MAILBOX_USER_SYSCALLS), "8", "--raw"), "little")
+        return int.from_bytes(self.ctl("mem", "read", GUEST, hex(MAILBOX + USER_SYSCALLS), "8", "--raw"), "little")
+
+    def set_field(self, offset, value):
+        """Writes that field of each vCPU's mailbox, through kvmid."""
+        for vcpu in range(VCPUS):
+            self.ctl("mem", "write", GUEST, hex(MAILBOX + MAILBOX_BYTES * vcpu + offset), value.to_bytes(8, "little").hex(), "--yes")
+
+    def set_mode(self, ram, mode):
+        """What the guest does from now on; it has begun when this returns."""
+        self.set_field(MODE, mode)
+        done = ram.field(DONE + 8 * mode)
+        if mode != MODE_ALL:
+            self.wait("the guest to do that only", lambda: all(now > was + 1 for now, was in zip(ram.field(DONE + 8 * mode), done)))
+
+    def hammer(self, ram, calls):
+        """Has each vCPU call the function so many times more."""
+        self.set_field(ARG_HAMMER_CALLS, ram.field(HAMMER_CALLS)[0] + calls)
+
+    def events_of(self, name):
+        """(kind, gpa) of every event that an agent has printed, as text or as JSON."""
+        found = []
+        for line in list(self.lines[name]):
+            if line.startswith("{"):
+                record = json.loads(line)
+                if record.get("type") == "event":
+                    found.append((record["kind"], int(record.get("gpa", "0"), 16)))
+            else:
+                event = re.search(r"#\d+ +vcpu\d+ +(\w+) +(?:.*? gpa (0x[0-9a-f]+))?", line)
+                if event:
+                    found.append((event[1], int(event[2] or "0", 16)))
+        return found
+
+    def hypervisor_events(self, guest):
+        """Events that the guest's hypervisor has made so far, by its own count."""
+        seen = len(self.lines["guest"])
+        guest.send_signal(signal.SIGUSR1)
+        line = self.wait("the hypervisor's counts", lambda: [text for text in self.lines["guest"][seen:] if text.startswith("{")])[0]
+        return sum(vcpu["events"] for vcpu in json.loads(line)["vcpus"])
 
     def kinds(self):
         """Events by kind that the watchers of every kind have seen."""
@@ -163,6 +192,105 @@ class Demo:
         self.say(f"  meanwhile the guest's user code made {after} system calls")
         return seen, after
 
+    def hook(self, agent_socket, guest, ram):
+        """One more agent lays a breakpoint and takes a page's rights; the others see neither, and kill -9 ends both."""
+        place = ram.number(MAILBOX + HAMMER_GPA)
+        own = ram.read(place, FUNCTION_BYTES)
+
+        def holdings():
+            """What each agent holds, as `kvmictl agents` tells it: pages that it took rights from, patches."""
+            agents = json.loads(self.ctl("agents", "--json"))["agents"]
+            return {agent["name"]: (agent["pages"], agent["patches"]) for agent in agents if agent["guest"]}
+
+        def hits():
+            return sum(event == ("breakpoint", place) for event in self.events_of("hook"))
+
+        def faults():
+            return sum(kind == "page_fault" and gpa & ~0xFFF == int(EXEC_PAGE, 16) for kind, gpa in self.events_of("hook"))
+
+        def hammered(calls):
+            """Has the guest made all calls that it was told to make, the last time so many?"""
+            wanted = ram.field(ARG_HAMMER_CALLS)
+            return min(wanted) >= calls and ram.field(HAMMER_CALLS) == wanted
+
+        before = holdings()
+        hook = self.start("hook", "kvmi-trace", "--socket", agent_socket, "--guest", GUEST, "--name", "hook", "--json",
+                          "--kinds", "breakpoint,page_fault", "--break", hex(place), "--pages", EXEC_PAGE,
+                          show=lambda line: line if not line.startswith("{") else None)
+        self.wait("the hook", lambda: ram.read(place, 1) == b"\xcc" and "hook" in self.agents())
+        agents = holdings()
+        self.say("  kvmictl agents: pages whose rights they took, patches: " + "; ".join(
+            f"{name} {pages}, {patches}" for name, (pages, patches) in agents.items()))
+        require(agents == {**before, "hook": (1, 1)}, "the hook has a page and a patch, the others what they had")
+
+        raw, read = ram.read(place, FUNCTION_BYTES), self.ctl("mem", "read", GUEST, hex(place), str(FUNCTION_BYTES), "--raw")
+        self.say(f"  guest RAM at {place:#x}     {raw.hex(' ')}   the hook's breakpoint (cc)")
+        self.say(f"  kvmictl mem read of it    {read.hex(' ')}   the guest's own bytes, as every agent reads them")
+        require(raw == b"\xcc" + own[1:] and read == own, "RAM has the breakpoint, and agents read the guest's own bytes")
+
+        self.set_mode(ram, MODE_HAMMER)
+        stepped, executed = self.counters()["stepped_over"], sum(ram.field(HAMMER_HITS))
+        self.hammer(ram, CALLS)
+        self.wait("the guest to make its calls", lambda: hammered(CALLS), 30)
+        self.wait("the hook to print its hits", lambda: hits() >= CALLS * VCPUS)
+        executed, stepped = sum(ram.field(HAMMER_HITS)) - executed, self.counters()["stepped_over"] - stepped
+        self.say(f"  {VCPUS} vCPUs call the function {CALLS} times each: {executed} calls by the guest's count, {hits()} hits by the "
+                 f"hook's, {stepped} stepped over by kvmid")
+        require(executed == hits() == stepped == CALLS * VCPUS, "guest, hook and kvmid count the same")
+        told = hits()
+        self.set_mode(ram, MODE_EXEC)
+        self.wait("page faults of the hook", lambda: faults() >= 50)
+        self.say(f"  they execute code in the page: {faults()} page faults told to the hook so far")
+
+        calls = sum(ram.field(HAMMER_HITS)) + LONG_CALLS * VCPUS
+        self.say(f"  kill -9 of the hook, in the middle of {VCPUS} times {LONG_CALLS} calls more:")
+        self.set_mode(ram, MODE_HAMMER)
+        self.hammer(ram, LONG_CALLS)
+        self.wait("the hook to be at it", lambda: hits() > CALLS * VCPUS + 100, 30)
+        counters = self.counters()
+        killed = time.monotonic()
+        hook.kill()
+        # Both, since the patch is off for a moment at each hit.
+        self.wait("the hook to be gone", lambda: "hook" not in self.agents() and ram.read(place, FUNCTION_BYTES) == own)
+        gone_ms = (time.monotonic() - killed) * 1000
+        self.wait("the guest to make its calls", lambda: hammered(LONG_CALLS), 30)
+        raw = ram.read(place, FUNCTION_BYTES)
+        require(raw == own, "guest RAM is as before")
+        require(hits() < calls, "the hook died in the middle")
+        require(sum(ram.field(HAMMER_HITS)) == calls, "no call was lost and none was made twice")
+        require(ram.field(EXCEPTIONS + 8 * 3) == ram.field(DONE + 8 * MODE_INT3), "the guest got no INT3 but its own")
+        self.say(f"  guest RAM at {place:#x}     {raw.hex(' ')}   as before, {gone_ms:.1f} ms after the kill")
+        self.say(f"  the guest made its calls, each once: the hook was told of {hits()}, nobody of the {calls - hits()} others")
+
+        events, runs = self.hypervisor_events(guest), sum(ram.field(DONE + 8 * MODE_EXEC))
+        self.hammer(ram, CALLS)
+        self.wait("the guest to call on", lambda: hammered(CALLS), 30)
+        self.set_mode(ram, MODE_EXEC)
+        self.wait("the guest to execute on", lambda: sum(ram.field(DONE + 8 * MODE_EXEC)) >= runs + 50)
+        events = self.hypervisor_events(guest) - events
+        self.say(f"  {CALLS * VCPUS} calls more and {sum(ram.field(DONE + 8 * MODE_EXEC)) - runs} runs of the code in that page "
+                 f"make {events} events, as the hypervisor counts")
+        require(events == 0, "the hypervisor has neither the patch nor the rights any more")
+        now = self.counters()
+        require(all(now[name] == counters[name] for name in ("expired", "demoted")), "its death cost nobody a deadline")
+        require(holdings() == before, "the others hold what they held before the hook came")
+        self.say("  kvmictl agents shows what it showed before the hook came, and no deadline was missed")
+
+        # What they see from now on comes behind all that happened meanwhile.
+        seen = {name: len(self.events_of(name)) for name in ("guard", "trace")}
+        self.set_mode(ram, MODE_ALL)
+        self.wait("the others to see the guest again", lambda: all(len(self.events_of(name)) > seen[name] for name in seen))
+        theirs = self.events_of("guard") + self.events_of("trace")
+        wrong = [event for event in theirs if event[0] in ("breakpoint", "page_fault") and
+                 (event[1] == place or event[1] & ~0xFFF == int(EXEC_PAGE, 16))]
+        breakpoints = sum(kind == "breakpoint" for kind, _ in theirs)
+        page_faults = sum(kind == "page_fault" for kind, _ in theirs)
+        self.say(f"  guard and trace, which listen for such events too, saw {breakpoints} breakpoints and {page_faults} page faults of "
+                 f"their own, {len(wrong)} of the hook's")
+        require(not wrong and breakpoints > 0 and page_faults > 0, "they saw their own events and none of the hook's")
+        return {"hook_hits": told, "hook_gone_after_kill_ms": round(gone_ms, 1), "hook_seen_by_others": len(wrong),
+                "events_after_hook": events}
+
     def leave(self, guest):
         """UNHOOK: the hypervisor lets the guest go for a moment, and comes back."""
         guest.send_signal(signal.SIGUSR2)
@@ -195,8 +323,9 @@ class Demo:
         self.start("kvmid", "kvmid", "--runtime-dir", str(self.dir), "--config", str(config), "--log-level", "warn")
         self.wait("kvmid's sockets", lambda: self.get("/v1/status"))
         guest = self.start("guest", "kvmi-emu", "--socket", str(self.dir / "hypervisor.sock"), "--name", GUEST, "--uuid", UUID,
-                   "--vcpus", "2", "--leave-ms", "200", "--quiet")
+                           "--vcpus", str(VCPUS), "--leave-ms", "200", "--quiet")
         self.wait("the guest", lambda: self.get("/v1/guests")["guests"])
+        ram = GuestRam(guest.pid)
         self.say(f"  guest {GUEST} is known to kvmid")
 
         self.say("\n2. a guard that decides, a second one that decides too, a trace that only watches")
@@ -215,7 +344,7 @@ class Demo:
                    "--stall-after", "40", "--json")
         self.wait("the guards", lambda: len(self.agents()) == 2)
         self.start("trace", "kvmi-trace", "--socket", agent_socket, "--guest", GUEST, "--outcomes", "--wait",
-                   "--kinds", "cr,msr", show=self.first(9))
+                   "--kinds", "cr,msr,breakpoint,page_fault", "--pages", PROTECTED_PAGE, show=self.first(9))
         self.wait("three agents", lambda: len(self.agents()) == 3)
         agents_seen = len(self.agents())
         self.wait("merged replies", lambda: self.counters()["merged"] >= 10, 15)
@@ -231,7 +360,10 @@ class Demo:
         second = next(a for a in self.agents().values() if a["demoted"])
         self.say(f"  agent {second['id']} {second['name']}: {second['expired']} deadlines missed, now an observer; the guest goes on")
 
-        self.say("\n4. kill -9 of the guard while the guest waits for its reply")
+        self.say("\n4. a hook joins (kvmi-trace --break --pages): a breakpoint in a function of the guest, no rights for a page of code")
+        hooked = self.hook(agent_socket, guest, ram)
+
+        self.say("\n5. kill -9 of the guard while the guest waits for its reply")
         guard_id = next(a["id"] for a in self.agents().values() if not a["demoted"] and "page_fault" in a["events"])
         guard.send_signal(signal.SIGSTOP)  # so that it surely owes a reply when it dies
         waiting = self.wait("a vCPU that waits for the guard",
@@ -250,12 +382,14 @@ class Demo:
         before = self.counters()["events"]
         self.wait("the guest to go on", lambda: self.counters()["events"] > before + 10)
         self.wait("the guard to be forgotten", lambda: len(self.agents()) == 2)
-        self.say("  its page rights and events are gone, and the trace still sees the guest")
+        stored = ram.number(int(PROTECTED_PAGE, 16))
+        self.wait("a write to the page that was protected", lambda: ram.number(int(PROTECTED_PAGE, 16)) != stored)
+        self.say("  its page rights are gone: the guest's writes to the protected page arrive; the trace still sees the guest")
 
-        self.say("\n5. one event of every kind, and user code in the guest")
+        self.say("\n6. one event of every kind, and user code in the guest")
         kinds, syscalls = self.every_kind(agent_socket)
 
-        self.say("\n6. the guest is suspended: kvmid takes everything back first, and sets it up again afterwards")
+        self.say("\n7. the guest is suspended: kvmid takes everything back first, and sets it up again afterwards")
         self.leave(guest)
         kinds["unhook"] = 1
 
@@ -270,14 +404,18 @@ class Demo:
             "released_after_kill_ms": round(released_ms, 1),
             "deadline_ms": DEADLINE_MS,
             "guests": len(self.get("/v1/guests")["guests"]),
-            "agents": agents_seen,
+            "agents": agents_seen + 1,  # the hook
             "event_kinds": kinds,
             "user_syscalls": syscalls,
+            **hooked,
         }
         self.say("\nSummary")
         for key, text in (("guests", "guests"), ("agents", "agents at once"), ("events", "events of the guest"),
                           ("decided", "decided by agents"), ("merged", "of those merged from two votes or more"),
                           ("expired", "deadlines missed by the silent guard"), ("denied_writes", "writes to the protected page denied"),
+                          ("hook_hits", "hits of the hook's breakpoint, counted by it and by the guest"),
+                          ("hook_seen_by_others", "of its hits and page faults seen by others"),
+                          ("hook_gone_after_kill_ms", "ms from kill -9 of the hook to the guest's own bytes being back"),
                           ("released_after_kill_ms", "ms from kill -9 of the guard to the vCPU going on")):
             self.say(f"  {summary[key]:>8}  {text}")
         return summary

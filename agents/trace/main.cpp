@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //
-// kvmi-trace: an agent that only watches. It never delays the guest. Also the example of an observer.
+// kvmi-trace: an agent that only watches. It never delays the guest, but at the breakpoints that it was asked to lay.
+// Also the example of an observer, and of a patch.
 
 #include <CLI/CLI.hpp>
 
+#include <algorithm>
 #include <cstdio>
+#include <map>
 #include <string>
 
 #include "client/agent_loop.h"
@@ -16,12 +19,14 @@ using namespace kvmid::client;
 
 namespace {
 
+constexpr std::byte kInt3{0xcc};
+
 struct Options {
   ConnectOptions connect;
   std::string guest, kinds = "all";
   std::vector<std::uint32_t> msrs{0xc0000082};
   std::vector<unsigned> crs{0, 3, 4};
-  std::vector<std::uint64_t> pages;
+  std::vector<std::uint64_t> pages, breaks;
   std::vector<std::uint16_t> stepped;
   std::vector<EventFilter> filters;  ///< at most one of each kind
   std::uint64_t count = 0;
@@ -80,11 +85,47 @@ class Trace {
     for (const auto& filter : options_.filters) {
       if (auto done = client.set_filter(kAllVcpus, filter.event, Action::Allow, filter.terms); !done) return done;
     }
-    const auto enabled = client.subscribe(wanted, Role::Observer);
-    if (!enabled) return enabled.error();
+    EventSet decided;
+    if (!options_.breaks.empty()) decided.add(EventKind::Breakpoint);
+    const EventSet observed{wanted.bits & ~decided.bits};
+    if (observed != EventSet{} || decided == EventSet{}) {
+      if (const auto enabled = client.subscribe(observed, Role::Observer); !enabled) return enabled.error();
+    }
+    if (auto done = lay_breakpoints(client, decided); !done) return done;
     std::fprintf(stderr, "watching %s as agent %u\n", client.welcome().guest_name.c_str(),
                  client.welcome().agent.value);
     return {};
+  }
+
+  /// As a decider: the guest waits for each answer, so that no hit is dropped however many there are. Events first: a
+  /// hit that nobody listens for is stepped over and not told.
+  Result<void, ClientError> lay_breakpoints(AgentClient& client, EventSet decided) const {
+    if (options_.breaks.empty()) return {};
+    if (const auto enabled = client.subscribe(decided, Role::Decider); !enabled) return enabled.error();
+    WriteOptions patch;
+    patch.flags = KVMI_WRITE_PATCH;
+    for (const auto place : options_.breaks) {
+      if (const auto laid = client.write_physical(Gpa{place}, Bytes(&kInt3, 1), patch); !laid) {
+        ClientError error = laid.error();
+        error.text = "no breakpoint at " + hex(place) + ": " + error.text;
+        return error;
+      }
+    }
+    return {};
+  }
+
+  /// ALLOW lets the guest do what it was about to do: at a breakpoint of ours kvmid steps it over the patch, and an
+  /// INT3 of its own gets to it.
+  static Result<void, ClientError> answer(AgentClient& client, const ReceivedEvent& received) {
+    if (!received.event.decide) return {};
+    return client.reply(received, Action::Allow);
+  }
+
+  /// Which hit of a breakpoint of ours this is; 0: none.
+  std::uint64_t count_hit(const Event& event) {
+    const auto* data = std::get_if<BreakpointData>(&event.data);
+    if (data == nullptr || std::ranges::find(options_.breaks, data->gpa.value) == options_.breaks.end()) return 0;
+    return ++hits_[data->gpa.value];
   }
 
   std::optional<ClientError> watch(AgentClient& client, StopSignal& stop) {
@@ -94,6 +135,10 @@ class Trace {
       if (std::holds_alternative<Stopped>(turn)) return std::nullopt;
       if (auto* error = std::get_if<ClientError>(&turn)) return *error;
       auto& message = std::get<AgentMessage>(turn);
+      if (const auto* event = std::get_if<ReceivedEvent>(&message)) {
+        // First, so that the guest does not wait for a pager.
+        if (auto done = answer(client, *event); !done) return done.error();
+      }
       std::visit([this](const auto& m) { print(m); }, message);
       if (std::holds_alternative<ReceivedEvent>(message) && ++seen_ == options_.count) {
         if (!options_.connect.outcomes) return std::nullopt;
@@ -111,13 +156,19 @@ class Trace {
     }
   }
 
-  void print(const ReceivedEvent& received) const {
+  void print(const ReceivedEvent& received) {
     if (options_.count != 0 && seen_ >= options_.count) return;
     const Event& event = received.event;
     char head[96];
     std::snprintf(head, sizeof head, "#%-6u vcpu%-2u %-11s ", received.seq.value, event.vcpu.value,
                   std::string(name_of(event.kind())).c_str());
-    line(json_fields(received), head + words(event) + "  rip " + hex(event.regs.rip));
+    std::string json = json_fields(received);
+    std::string text = head + words(event) + "  rip " + hex(event.regs.rip);
+    if (const std::uint64_t hit = count_hit(event); hit != 0) {
+      json += ",\"hit\":" + std::to_string(hit);
+      text += "  hit " + std::to_string(hit);
+    }
+    line(json, text);
   }
   void print(const ReceivedNotice& notice) const { line(json_fields(notice), "        " + words(notice)); }
   void print(const GuestEntry& guest) const { line(json_fields(guest), words(guest)); }
@@ -135,6 +186,7 @@ class Trace {
   EventSet kinds_;
   std::uint64_t seen_ = 0;
   std::optional<Seq> last_;
+  std::map<std::uint64_t, std::uint64_t> hits_;  // of each breakpoint of ours
 };
 
 Result<std::vector<EventFilter>, ClientError> read_filters(const std::vector<std::string>& texts, EventSet kinds) {
@@ -161,9 +213,10 @@ int main(int argc, char** argv) {
   options.connect.socket = default_socket();
   options.connect.name = "kvmi-trace";
   CLI::App app{
-      "Prints the events of a guest, through kvmid. It observes: the guest never waits for it.\n\n"
+      "Prints the events of a guest, through kvmid. It observes: the guest never waits for it, but at a --break.\n\n"
       "Example: kvmi-trace --guest web1 --kinds cr,msr --outcomes --count 20\n"
-      "         kvmi-trace --guest web1 --kinds cr --filter \"cr: cr == 4 and changed & 0x100000 != 0\"\n\n"
+      "         kvmi-trace --guest web1 --kinds cr --filter \"cr: cr == 4 and changed & 0x100000 != 0\"\n"
+      "         kvmi-trace --guest web1 --kinds breakpoint --break 0x1a2b3c\n\n"
       "Exit codes: 0 stopped, 1 failed, 2 usage, 3 kvmid not reachable, 4 no such guest, 5 refused by policy,\n"
       "6 not supported by this hypervisor, 7 timeout"};
   app.add_option("--socket", options.connect.socket, "kvmid's agent socket (KVMID_AGENT_SOCKET): path or cid:port")
@@ -174,7 +227,14 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--crs", options.crs, "Control registers to watch")->delimiter(',')->capture_default_str();
   app.add_option("--msrs", options.msrs, "MSR numbers to watch (LSTAR)")->delimiter(',');
-  app.add_option("--pages", options.pages, "Pages whose accesses are watched, by guest physical address")->delimiter(',');
+  app.add_option("--pages", options.pages, "Pages whose accesses are watched, by guest physical address")
+      ->delimiter(',');
+  app.add_option("--break", options.breaks,
+                 "Lay a breakpoint (INT3) at these guest physical addresses, each the first byte of an\n"
+                 "instruction, and count its hits. The guest waits while a hit is told, then executes what is\n"
+                 "under the breakpoint; other agents see neither. It is gone when kvmi-trace ends, however\n"
+                 "that happens")
+      ->delimiter(',');
   app.add_option("--step", options.stepped, "vCPUs whose every instruction is told (kind singlestep)")->delimiter(',');
   std::vector<std::string> filters;
   app.add_option("--filter", filters,
@@ -202,5 +262,9 @@ int main(int argc, char** argv) {
     return 2;
   }
   options.filters = std::move(*read);
+  if (!options.breaks.empty() && !kinds->has(EventKind::Breakpoint)) {
+    std::fprintf(stderr, "kvmi-trace: --break: --kinds leaves breakpoint out\n");
+    return 2;
+  }
   return Trace(options, *kinds).run();
 }

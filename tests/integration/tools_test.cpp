@@ -8,6 +8,7 @@
 #include <csignal>
 #include <cstring>
 
+#include "client/event_text.h"
 #include "tests/integration/scenario.h"
 
 namespace kvmid::test {
@@ -43,9 +44,16 @@ struct Scene {
   }
 };
 
-std::vector<std::string> guard_options(const Scene& scene, std::vector<std::string> words) {
+std::vector<std::string> agent_options(const Scene& scene, std::vector<std::string> words) {
   words.insert(words.begin(), {"--socket", scene.daemon.agent_socket(), "--guest", "web1", "--json"});
   return words;
+}
+
+/// A kvmi-trace that has set up all that it was asked for.
+Process start_trace(const Scene& scene, std::vector<std::string> words) {
+  Process trace("kvmi-trace", agent_options(scene, std::move(words)));
+  trace.wait_errors("watching");
+  return trace;
 }
 
 }  // namespace
@@ -216,7 +224,7 @@ TEST_CASE("kvmi-guard keeps a protected page as it is", "[integration]") {
   const Guest& guest = scene.guest;
   guest.do_times(GuestMode::Store, 1);
   to_idle(guest);
-  Process guard("kvmi-guard", guard_options(scene, {"--protect", "0x20000"}));
+  Process guard("kvmi-guard", agent_options(scene, {"--protect", "0x20000"}));
   guard.wait_errors("guarding");
   const std::uint64_t before = guest.memory().read_u64(emulated::kProtectedPage);
 
@@ -243,7 +251,7 @@ TEST_CASE("kvmi-guard pins LSTAR to the value that it found", "[integration]") {
   to_idle(guest);
   const std::uint64_t before = guest.mailbox().lstar;
   REQUIRE(before != 0);
-  Process guard("kvmi-guard", guard_options(scene, {"--pin-lstar"}));
+  Process guard("kvmi-guard", agent_options(scene, {"--pin-lstar"}));
   guard.wait_errors("guarding");
 
   guest.do_times(GuestMode::Lstar, 10);
@@ -257,7 +265,7 @@ TEST_CASE("kvmi-guard keeps a bit of CR4 set and lets other changes through", "[
   constexpr std::uint64_t kPge = 0x80;
   Scene scene;
   const Guest& guest = scene.guest;
-  Process guard("kvmi-guard", guard_options(scene, {"--pin-cr4", "pge"}));
+  Process guard("kvmi-guard", agent_options(scene, {"--pin-cr4", "pge"}));
   guard.wait_errors("guarding");
   guest.do_times(GuestMode::Cr4, 2);  // one of the two sets it, whatever it was
 
@@ -322,6 +330,128 @@ TEST_CASE("kvmi-trace shows where a filter's text is wrong", "[integration]") {
   CHECK(finished.errors[0].starts_with("kvmi-trace: --filter: column 8: "));
   CHECK(finished.errors[1] == "  cr: cr = 4");
   CHECK(finished.errors[2] == "         ^");
+}
+
+TEST_CASE("kvmi-trace counts each hit of its breakpoint, which nobody else sees and kill -9 takes away",
+          "[integration]") {
+  constexpr std::uint64_t kCalls = 200;
+  Scene scene;
+  const Guest& guest = scene.guest;
+  for (unsigned vcpu = 0; vcpu < 2; ++vcpu) to_idle(guest, vcpu);
+  const std::uint64_t place = guest.mailbox().hammer_gpa;
+  const auto ram = [&] {
+    std::array<std::uint8_t, emulated::kHammerInsnBytes> bytes{};
+    guest.memory().read(Gpa{place}, bytes.data(), bytes.size());
+    return bytes;
+  };
+  const auto executed = [&] { return guest.mailbox(0).hammer_hits + guest.mailbox(1).hammer_hits; };
+  const auto own = ram();
+  const std::uint64_t int3s = guest.done(GuestMode::Int3);
+  AgentClient other = attach(scene.daemon.agent_socket(), guest.uuid());
+  EventSet listened;
+  listened.add(EventKind::Breakpoint);
+  listened.add(EventKind::PageFault);
+  check(other.subscribe(listened, Role::Observer));
+  Process trace =
+      start_trace(scene, {"--kinds", "breakpoint,page_fault", "--break", client::hex(place), "--pages", "0x21000"});
+
+  REQUIRE(ram()[0] == 0xcc);
+  const auto read = check(other.read_physical(Gpa{place}, own.size()));
+  CHECK(std::memcmp(read.data.data(), own.data(), own.size()) == 0);
+  guest.hammer(kCalls);
+  guest.wait_hammered();
+  const Json last = Json::parse(trace.wait_output("\"hit\":" + std::to_string(2 * kCalls)));
+  CHECK(last.at("gpa") == client::hex(place));
+  CHECK(last.at("decide") == true);
+  CHECK(trace.output().size() == 2 * kCalls);
+  CHECK(executed() == 2 * kCalls);
+  guest.do_times(GuestMode::Exec, 1);
+  CHECK(Json::parse(trace.wait_output("page_fault")).at("gpa") == "0x21000");
+  // The guest's own INT3 is none of its hits, and gets to the guest.
+  guest.do_times(GuestMode::Int3, 1);
+  to_idle(guest);
+  CHECK_FALSE(Json::parse(trace.wait_output("breakpoint", 2 * kCalls)).contains("hit"));
+  CHECK(guest.mailbox().exceptions[3] == guest.done(GuestMode::Int3));
+
+  guest.hammer(100 * kCalls);
+  trace.wait_output("\"hit\":" + std::to_string(3 * kCalls));
+  trace.kill();
+  guest.wait_hammered();
+
+  CHECK(ram() == own);
+  CHECK(executed() == 2 * 101 * kCalls);
+  // Of all of it the other agent has seen the INT3s that were the guest's own.
+  guest.do_times(GuestMode::Exec, 5);
+  for (unsigned vcpu = 0; vcpu < 2; ++vcpu) to_idle(guest, vcpu);
+  check(other.pause_vcpu(VcpuId{0}));  // comes behind all of them
+  std::size_t breakpoints = 0;
+  for (;;) {
+    const auto event = check(other.wait_event(kBound));
+    REQUIRE(event.has_value());
+    if (event->event.kind() == EventKind::Pause) {
+      check(other.reply(*event, Action::Allow));
+      break;
+    }
+    REQUIRE(event->event.kind() == EventKind::Breakpoint);
+    REQUIRE(std::get<BreakpointData>(event->event.data).gpa != Gpa{place});
+    ++breakpoints;
+  }
+  CHECK(breakpoints == guest.done(GuestMode::Int3) - int3s);
+}
+
+TEST_CASE("kvmi-trace takes its breakpoint back when it has seen enough", "[integration]") {
+  Scene scene;
+  const Guest& guest = scene.guest;
+  for (unsigned vcpu = 0; vcpu < 2; ++vcpu) to_idle(guest, vcpu);
+  const std::uint64_t place = guest.mailbox().hammer_gpa;
+  const std::uint64_t before = guest.memory().read_u64(Gpa{place});
+  Process trace = start_trace(scene, {"--kinds", "breakpoint", "--break", client::hex(place), "--count", "5"});
+
+  guest.hammer(100);
+  guest.wait_hammered();
+
+  REQUIRE(trace.wait_exit() == Exit{0, 0});
+  REQUIRE(trace.output().size() == 5);
+  CHECK(Json::parse(trace.output().back()).at("hit") == 5);
+  CHECK(guest.memory().read_u64(Gpa{place}) == before);
+  CHECK(guest.mailbox(0).hammer_hits + guest.mailbox(1).hammer_hits == 200);
+}
+
+TEST_CASE("kvmi-trace says why it cannot lay a breakpoint, and ends", "[integration]") {
+  Scene scene;
+  const auto trace = [&](std::vector<std::string> words) {
+    Finished finished = run("kvmi-trace", agent_options(scene, std::move(words)));
+    for (const auto& line : finished.errors) UNSCOPED_INFO(line);
+    CHECK(finished.output.empty());
+    REQUIRE_FALSE(finished.errors.empty());
+    return finished;
+  };
+
+  SECTION("another agent has patched there") {
+    AgentClient other = attach(scene.daemon.agent_socket(), scene.guest.uuid());
+    const std::uint64_t place = scene.guest.mailbox().hammer_gpa;
+    constexpr std::array kBytes{std::byte{0xcc}, std::byte{0x90}};
+    client::WriteOptions patch;
+    patch.flags = KVMI_WRITE_PATCH;
+    check(other.write_physical(Gpa{place}, kBytes, patch));
+    const Finished finished = trace({"--break", client::hex(place)});
+    CHECK(finished.exit == Exit{1, 0});
+    CHECK(finished.errors.back().starts_with("kvmi-trace: no breakpoint at " + client::hex(place) + ": "));
+    CHECK(finished.errors.back().find("EBUSY") != std::string::npos);
+    CHECK((scene.guest.memory().read_u64(Gpa{place}) & 0xffffU) == 0x90cc);  // it is as it was
+  }
+  SECTION("there is no memory") {
+    const Finished finished = trace({"--break", "0x7fffffff0000"});
+    CHECK(finished.exit == Exit{1, 0});
+    CHECK(finished.errors.back().find("no breakpoint at 0x7fffffff0000: ") != std::string::npos);
+    CHECK(finished.errors.back().find("EFAULT") != std::string::npos);
+  }
+  SECTION("it would not hear of the hits") {
+    const Finished finished = trace({"--kinds", "cr", "--break", "0x1000"});
+    CHECK(finished.exit == Exit{2, 0});
+    CHECK(finished.errors.back() == "kvmi-trace: --break: --kinds leaves breakpoint out");
+  }
+  SECTION("that is no address") { CHECK(trace({"--break", "nowhere"}).exit == Exit{2, 0}); }
 }
 
 }  // namespace kvmid::test
