@@ -72,7 +72,7 @@ void GuestMachine::event_arrived(Seq seq, const Event& event, TimePoint now, Eff
   const auto& [deciders, observers, filtered] = told;
   if (filters_.filtering(event.vcpu, event.kind()).any()) apply_filters(event, told);
   filtered.for_each([&](AgentSlot slot) {
-    machine.filter_vote(agents_[slot].voter(slot), filters_.find(event.vcpu, event.kind(), slot)->action());
+    machine.filter_vote(voter(slot, machine), filters_.find(event.vcpu, event.kind(), slot)->action());
   });
   if (event.kind() == EventKind::Pause) {
     PauseState& pause = pauses_[event.vcpu.value];
@@ -112,7 +112,8 @@ GuestMachine::Audience GuestMachine::audience(const Event& event) const {
     present_.for_each([&](AgentSlot slot) {
       if (pause.counts[slot] != 0) deciders.add(slot);
     });
-    observers = observers - deciders;
+    // Nobody asked for it: kvmid holds the vCPU while another steps over a patch, which is nobody's business.
+    observers = deciders.any() ? observers - deciders : AgentSet{};
   }
   return {deciders, observers, {}};
 }
@@ -172,19 +173,29 @@ void GuestMachine::unhook(Seq seq, const Event& event, TimePoint now, Effects& o
 /// Every vote that is owed becomes its agent's default.
 void GuestMachine::give_up_votes(TimePoint now, Effects& out) {
   for_each_waiting([&](VcpuId, VcpuMachine& machine) {
-    machine.pending().for_each([&](AgentSlot slot) { machine.default_vote(agents_[slot].voter(slot)); });
+    machine.pending().for_each([&](AgentSlot slot) { machine.default_vote(voter(slot, machine)); });
     settle(machine, now, out);
   });
 }
 
 // ---- votes ----
 
+/// What the agent's word is worth, and its default: at a patch nothing that the guest could notice, or never get past.
+Voter GuestMachine::voter(AgentSlot slot, const VcpuMachine& machine) const {
+  const Agent& agent = agents_[slot];
+  Voter voter{slot, agent.id, agent.grant.priority, agent.grant.default_action};
+  const bool at_patch =
+      machine.event().kind() == EventKind::Breakpoint && met_patch_[machine.event().vcpu.value];
+  if (at_patch && voter.default_action != Action::Crash) voter.default_action = Action::Allow;
+  return voter;
+}
+
 void GuestMachine::agent_reply(AgentSlot slot, Seq seq, const EventReply& reply, TimePoint now, Effects& out) {
   const bool exists = reply.vcpu.value < vcpus_.size();
   VcpuMachine& machine = vcpus_[exists ? reply.vcpu.value : 0];
   if (!exists || !machine.waiting() || machine.event_seq() != seq) {
     if (VcpuMachine* other = owing(slot, seq)) {
-      other->default_vote(agents_[slot].voter(slot));
+      other->default_vote(voter(slot, *other));
       refuse_reply(slot, seq, other->event().vcpu, other->event().kind(), ErrorCode::Invalid,
                    "the reply names another vCPU", out);
       return settle(*other, now, out);
@@ -210,11 +221,11 @@ void GuestMachine::agent_reply(AgentSlot slot, Seq seq, const EventReply& reply,
   const bool owns_patch = patch != nullptr && patch->owners.has(slot);
   const std::string_view fault = fault_of(reply, event, version_.events, hears_access, owns_patch, can_step());
   if (!fault.empty()) {
-    machine.default_vote(agent.voter(slot));
+    machine.default_vote(voter(slot, machine));
     refuse_reply(slot, seq, reply.vcpu, event.kind(), ErrorCode::Invalid, fault, out);
   } else {
     agent.strikes = 0;
-    machine.vote(agent.voter(slot), reply);
+    machine.vote(voter(slot, machine), reply);
   }
   settle(machine, now, out);
 }
@@ -249,7 +260,7 @@ void GuestMachine::refuse_reply(AgentSlot slot, Seq seq, VcpuId vcpu, EventKind 
 void GuestMachine::missed(AgentSlot slot, VcpuMachine& machine, Effects& out) {
   Agent& agent = agents_[slot];
   const EventKind kind = machine.event().kind();
-  const Action action = machine.default_vote(agent.voter(slot));
+  const Action action = machine.default_vote(voter(slot, machine));
   ++counters_.expired;
   ++agent.expired;
   const bool counts = kind != EventKind::Pause;  // a long pause is not a missed decision

@@ -37,7 +37,7 @@ void GuestMachine::drop_agents(std::string_view text, Effects& out) {
     out.emplace_back(CloseAgent{id, text});
     subscriptions_.remove(slot);
     pages_.remove(slot, [](PageRange) {});
-    patches_.remove_all(slot);
+    forget_patches(slot);
     filters_.remove(slot);
   });
   present_ = {};
@@ -93,8 +93,6 @@ void GuestMachine::link_reply(const CommandReply& reply, const OpenCommand& open
   out.emplace_back(GuestReady{});
   out.emplace_back(Report{.fact = Fact::Linked, .text = "hypervisor is connected"});
   present_.for_each([&](AgentSlot slot) {
-    agents_[slot].told_off = false;
-    out.emplace_back(SendGuestOn{agents_[slot].id});
     // It may have come back with less than it had.
     if (enforce_grant(slot))
       send_revoked(slot, ErrorCode::NotSupported, "the hypervisor came back without some of the events or commands",
@@ -102,7 +100,17 @@ void GuestMachine::link_reply(const CommandReply& reply, const OpenCommand& open
   });
   if (!present_.any()) return;
   touch_all_pages();
-  tell_soon(now, out);
+  guest_on_ = tell_soon(now, out);
+}
+
+/// Agents whose guest was away learn that it is back when it has all that they wish of it.
+void GuestMachine::tell_guest_on(Effects& out) {
+  if (guest_on_ == 0 || told_done_ < guest_on_ || link_ != Link::Up) return;
+  guest_on_ = 0;
+  present_.for_each([&](AgentSlot slot) {
+    if (agents_[slot].told_off) out.emplace_back(SendGuestOn{agents_[slot].id});
+    agents_[slot].told_off = false;
+  });
 }
 
 void GuestMachine::on_hypervisor_message(Seq seq, const Upward& message, TimePoint now, Effects& out) {
@@ -204,6 +212,7 @@ void GuestMachine::break_link(std::string_view text, Seq seq, VcpuId vcpu, Effec
 void GuestMachine::on_hypervisor_lost(OffReason reason, TimePoint, Effects& out) {
   if (link_ == Link::Down) return;
   link_ = Link::Down;
+  guest_on_ = 0;
   unhook_.reset();
   for (VcpuMachine& vcpu : vcpus_) vcpu.abandon();
   std::fill(waiting_.begin(), waiting_.end(), 0);
@@ -310,7 +319,7 @@ void GuestMachine::on_agent_malformed(AgentId id, Seq seq, const DecodeError& er
   // Which vCPU the reply was meant for cannot be trusted; its seq can be looked for.
   VcpuMachine* machine = owing(*slot, seq);
   if (machine == nullptr) return refuse_reply(*slot, seq, VcpuId{}, EventKind{}, ErrorCode::Invalid, text, out);
-  machine->default_vote(agents_[*slot].voter(*slot));
+  machine->default_vote(voter(*slot, *machine));
   refuse_reply(*slot, seq, machine->event().vcpu, machine->event().kind(), ErrorCode::Invalid, text, out);
   settle(*machine, now, out);
   proceed(now, out);
@@ -323,7 +332,7 @@ void GuestMachine::on_agent_lost(AgentId id, TimePoint now, Effects& out) {
   bool owed = false;
   for_each_waiting([&](VcpuId, VcpuMachine& machine) {
     owed = owed || machine.owes(*slot);
-    machine.default_vote(agents_[*slot].voter(*slot));
+    machine.default_vote(voter(*slot, machine));
     machine.forget(*slot);  // whoever gets its place has not seen this event
     settle(machine, now, out);
   });
@@ -350,7 +359,7 @@ void GuestMachine::on_grant_changed(AgentId id, const Grant& grant, TimePoint no
     const EventKind kind = machine.event().kind();
     const bool may = kind == EventKind::Pause ? may_pause : allowed.has(kind) && grant.role == Role::Decider;
     if (may || !machine.owes(*slot)) return;
-    machine.default_vote(agent.voter(*slot));
+    machine.default_vote(voter(*slot, machine));
     settle(machine, now, out);
   });
   if (lost) {
@@ -393,7 +402,7 @@ bool GuestMachine::enforce_grant(AgentSlot slot) {
     lost = true;
   }
   if (!commands.has(CommandId::WritePhysical) || !version_.events.has(EventKind::Breakpoint))
-    lost = patches_.remove_all(slot) || lost;
+    lost = forget_patches(slot) || lost;
   if (!commands.has(CommandId::PauseVcpu)) {
     for (PauseState& pause : pauses_) {
       lost = lost || pause.counts[slot] != 0;

@@ -130,6 +130,8 @@ class GuestMachine {
   void on_grant_lost(AgentId id, TimePoint now, Effects& out);
   /// The shell has mapped that many bytes of guest RAM (offset = GPA), or none: before on_hypervisor_connected().
   void set_ram(std::uint64_t bytes) { ram_bytes_ = bytes; }
+  /// What a cookie of the normal address space is now.
+  [[nodiscard]] std::uint64_t generation() const { return generations(AddressSpace::Normal).current(); }
   /// Limits changed; what is under way keeps its old ones.
   void set_limits(GuestLimits limits) { limits_ = limits; }
 
@@ -171,7 +173,6 @@ class GuestMachine {
     bool demoted = false;
     bool told_off = false;  ///< knows that its guest is away
     Account requests;       ///< commands without an answer yet
-    [[nodiscard]] Voter voter(AgentSlot slot) const { return Voter{slot, id, grant.priority, grant.default_action}; }
   };
 
   /// One command of the change under way.
@@ -214,6 +215,7 @@ class GuestMachine {
   [[nodiscard]] std::optional<AgentSlot> find(AgentId id) const;
   void link_reply(const CommandReply& reply, const OpenCommand& open, TimePoint now, Effects& out);
   void map_changed(const MemoryMapChanged& change, TimePoint now, Effects& out);
+  void tell_guest_on(Effects& out);
   void break_link(std::string_view text, Seq seq, VcpuId vcpu, Effects& out);
   void drop_agents(std::string_view text, Effects& out);
   void send_off(AgentSlot slot, OffReason reason, std::string_view text, Effects& out);
@@ -235,6 +237,7 @@ class GuestMachine {
   void unhook(Seq seq, const Event& event, TimePoint now, Effects& out);
   void tell(AgentSlot slot, VcpuMachine& vcpu, bool decide, TimePoint now, Effects& out);
   void agent_reply(AgentSlot slot, Seq seq, const EventReply& reply, TimePoint now, Effects& out);
+  [[nodiscard]] Voter voter(AgentSlot slot, const VcpuMachine& machine) const;
   [[nodiscard]] VcpuMachine* owing(AgentSlot slot, Seq seq);
   void refuse_reply(AgentSlot slot, Seq seq, VcpuId vcpu, EventKind kind, ErrorCode error, std::string_view text,
                     Effects& out);
@@ -267,6 +270,7 @@ class GuestMachine {
   void note_patch(const WritePhysical& command);
   [[nodiscard]] const Patches::Patch* wanted_patch(Gpa gpa) const;
   void forget_steps();
+  bool forget_patches(AgentSlot slot);
   void give_up_patch(Gpa gpa, ErrorCode error, std::string_view text, Effects& out);
   void patch_sent(const WritePhysical& patch);
   void patch_answered(const WritePhysical& patch);
@@ -454,6 +458,7 @@ class GuestMachine {
   bool busy_ = false;
   std::uint64_t told_asked_ = 0;  ///< tickets given by tell_soon()
   std::uint64_t told_done_ = 0;   ///< the last one that is done
+  std::uint64_t guest_on_ = 0;    ///< with this ticket agents are told that the guest is back; 0: they know
   bool undoing_ = false;
   unsigned wish_parts_open_ = 0;
   ErrorCode wish_error_ = ErrorCode::None;

@@ -148,6 +148,7 @@ void GuestMachine::publish_patches(Effects& out) {
 
 /// The mapping goes with the hypervisor.
 void GuestMachine::forget_ram() {
+  ram_bytes_ = 0;
   slots_.clear();
   map_asked_ = {};
   changing_.clear();

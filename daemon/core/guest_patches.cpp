@@ -130,6 +130,7 @@ void GuestMachine::note_patch(const WritePhysical& command) {
 
 /// Nobody's patch any more: it cannot be placed, or cannot be got past.
 void GuestMachine::give_up_patch(Gpa gpa, ErrorCode error, std::string_view text, Effects& out) {
+  generations(AddressSpace::Normal).change(gpa, KVMI_PATCH_BYTES_MAX);
   patches_.drop(gpa).for_each([&](AgentSlot slot) { send_revoked(slot, error, text, out); });
 }
 
@@ -144,6 +145,14 @@ bool GuestMachine::waits_for_step(const WishChange& change) const {
 bool GuestMachine::is_wanted(const WritePhysical& patch) const {
   const Patches::Patch* wanted = withdrawing() ? nullptr : patches_.at(patch.gpa);
   return wanted != nullptr && std::equal(patch.data.begin(), patch.data.end(), wanted->bytes.begin(), wanted->bytes.end());
+}
+
+/// The agent owns no patch any more. False: it owned none.
+bool GuestMachine::forget_patches(AgentSlot slot) {
+  patches_.for_each([&](Gpa gpa, const Patches::Patch& patch) {
+    if (patch.owners.has(slot)) generations(AddressSpace::Normal).change(gpa, patch.bytes.size());
+  });
+  return patches_.remove_all(slot);
 }
 
 /// A hypervisor that is gone has no patches, and nobody steps.
@@ -225,6 +234,9 @@ bool GuestMachine::keep_back(const VcpuMachine& machine, Verdict& verdict) {
   const Event& event = machine.event();
   const bool goes_on =
       verdict.reply.action == Action::Allow || (verdict.reply.action == Action::Retry && verdict.reply.step_over);
+  // Under the patch is a breakpoint of the guest's own, which looks the same to its agent: it is to happen.
+  const bool own = own_hit_[event.vcpu.value] && verdict.reply.step_over && event.actions.has(Action::Allow);
+  if (own) verdict.reply.action = Action::Allow;
   verdict.reply.step_over = false;
   bool steps = false;
   if (goes_on && (met_patch_[event.vcpu.value] || on_patch(event)) && event.actions.has(Action::Retry)) {
@@ -383,6 +395,7 @@ std::optional<TimePoint> GuestMachine::step_deadline() const {
 /// What waited for the hypervisor, or for a vCPU, goes on; the guest is let go when nothing of it is left.
 void GuestMachine::proceed(TimePoint now, Effects& out) {
   advance_step(now, out);
+  tell_guest_on(out);
   if (ram_bytes_ != 0) publish_patches(out);
   const bool idle = !busy_ && wishes_.empty() && step_.phase == StepOver::Phase::Idle && kept_count_ == 0;
   if (!unhook_ || unhook_answered_ || !idle) return;

@@ -37,7 +37,7 @@ void GuestMachine::queue_wish(AgentSlot slot, Seq seq, const Command& command, T
 /// Nothing of the agent is left in the tables; the hypervisor is told before any other change.
 void GuestMachine::withdraw(AgentSlot slot, TimePoint now, Effects& out) {
   ram_granted_.remove(slot);
-  if (!planted(Planted::PatchesLeft)) patches_.remove_all(slot);
+  if (!planted(Planted::PatchesLeft)) forget_patches(slot);
   withdraw_pages(slot);
   subscriptions_.remove(slot);
   filters_.remove(slot);
@@ -190,7 +190,10 @@ void GuestMachine::undo_wish(TimePoint now, Effects& out) {
   const AgentSlot slot = change.slot;
   for (const auto& [vcpu, kind, role] : undo_.roles) subscriptions_.set_event(vcpu, slot, kind, role);
   undo_pages(slot);
-  if (undo_.patch) patches_.restore(slot, *undo_.patch);
+  if (undo_.patch) {
+    patches_.restore(slot, *undo_.patch);
+    generations(AddressSpace::Normal).change(undo_.patch->gpa, KVMI_PATCH_BYTES_MAX);
+  }
   for (const VcpuId vcpu : undo_.vcpus) {
     if (const auto* cr = std::get_if<ControlCr>(&change.command))
       subscriptions_.set_cr(vcpu, slot, cr->cr, !cr->enable);
@@ -203,7 +206,7 @@ void GuestMachine::undo_wish(TimePoint now, Effects& out) {
     if (pauses_[vcpu.value].counts[slot] != 0) {
       --pauses_[vcpu.value].counts[slot];
     } else if (machine.waiting() && machine.event().kind() == EventKind::Pause && machine.owes(slot)) {
-      machine.release_one(agents_[slot].voter(slot));
+      machine.release_one(voter(slot, machine));
       settle(machine, now, out);
     }
   }

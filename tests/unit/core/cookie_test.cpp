@@ -117,6 +117,16 @@ TEST_CASE("a patch is a change, and may be based on a cookie", "[cookie][patch]"
   REQUIRE(guest.state.patches.size() == 1);
 }
 
+TEST_CASE("a patch that goes with its agent is a change too", "[cookie][patch]") {
+  Guest guest;
+  const AgentId one = guest.attach();
+  const AgentId two = guest.attach();
+  guest.patch(one, 0x1000);
+  const std::uint64_t cookie = read(guest, two, 0x1000);
+  guest.lose(one);
+  REQUIRE(write(guest, two, 0x1000, cookie).error == ErrorCode::Stale);
+}
+
 TEST_CASE("policy may want every write to be based on something", "[cookie]") {
   Guest guest;
   Grant grant = full_grant();

@@ -332,6 +332,20 @@ TEST_CASE("patches are placed again when the hypervisor is back, behind their ev
   REQUIRE(std::holds_alternative<WritePhysical>(guest.to_hypervisor.back().command));
 }
 
+TEST_CASE("agents learn that the guest is back when it has what they wish of it", "[patch]") {
+  Guest guest;
+  const AgentId agent = attach(guest);
+  guest.patch(agent, kPlace);
+  guest.lose_hypervisor();
+  guest.forget();
+  guest.answering = false;
+  guest.connect();
+  while (guest.got(agent, ToAgent::Kind::GuestOn).empty()) guest.answer_one();
+  REQUIRE(guest.state.patches.size() == 1);
+  REQUIRE(guest.unanswered.empty());
+  REQUIRE(guest.got(agent, ToAgent::Kind::GuestOn).size() == 1);
+}
+
 TEST_CASE("a hypervisor that does not take a patch again costs its owners the patch, not the link", "[patch]") {
   Guest guest;
   const AgentId agent = attach(guest);

@@ -305,6 +305,41 @@ TEST_CASE("a breakpoint of the guest's own under the patch is given to the guest
   REQUIRE(guest.verdict(next)->action == Action::Retry);
 }
 
+TEST_CASE("an owner that steps over everything does not keep the guest from its own breakpoint", "[step_over]") {
+  Patched guest(1);
+  guest.event(0, hit());
+  guest.step_over();
+  const Seq own = guest.event(0, hit());
+  guest.step_over();
+  REQUIRE(guest.verdict(own)->action == Action::Allow);
+}
+
+TEST_CASE("that kvmid holds a vCPU is nobody's business", "[step_over]") {
+  Patched guest(2);
+  const AgentId observer = guest.attach();
+  guest.subscribe(observer, only(EventKind::Pause), Role::Observer);
+  guest.event(0, hit());
+  guest.vote(guest.owner, Action::Allow);
+  guest.event(1, PauseData{});
+  REQUIRE(guest.events_told(observer) == 0);
+}
+
+TEST_CASE("whatever policy says of silence, at a patch it lets the guest go on", "[step_over]") {
+  Guest guest(1);
+  Grant grant = full_grant();
+  grant.default_action = GENERATE(Action::Skip, Action::Retry);
+  const AgentId owner = guest.attach(grant);
+  guest.subscribe(owner, only(EventKind::Breakpoint));
+  guest.patch(owner, kPlace);
+  const Seq met = guest.event(0, hit());
+  guest.pass(200ms);
+  REQUIRE(guest.verdict(met)->action == Action::Retry);
+  REQUIRE(guest.state.patches.empty());  // lifted
+  guest.event(0, SinglestepData{});
+  REQUIRE(guest.state.patches.size() == 1);
+  REQUIRE(guest.machine.counters().stepped_over == 1);
+}
+
 TEST_CASE("who patches a place that is stepped over waits until it is placed", "[step_over]") {
   Patched guest(1);
   const AgentId other = guest.attach();
