@@ -36,7 +36,9 @@ class GuestRam:
 
     def __init__(self, pid):
         folder = pathlib.Path(f"/proc/{pid}/fd")
-        self.path = next(path for path in folder.iterdir() if "guest RAM" in os.readlink(path))
+        found = [path for path in folder.iterdir() if "guest RAM" in os.readlink(path)]
+        require(len(found) == 1, f"process {pid} has guest RAM")
+        self.path = found[0]
 
     def read(self, address, size):
         with open(self.path, "rb", buffering=0) as ram:
