@@ -171,7 +171,7 @@ void Broker::hypervisor_greeted(Greeted greeted) {
   // A peer that is gone already is found out by its first read.
   (void)answer_hypervisor(greeted.fd.get(), true, ErrorCode::None, {});
   HypervisorArrival arrival{std::move(greeted.fd), std::move(*hello), std::move(greeted.peer),
-                            std::move(greeted.connection)};
+                            std::move(greeted.connection), std::move(greeted.descriptor)};
   Shard& shard = (*session)->shard();
   shard.post([target = *session, moved = std::move(arrival)]() mutable { target->link(std::move(moved)); });
 }

@@ -6,6 +6,7 @@
 #include <boost/asio/post.hpp>
 #include <cerrno>
 #include <cstring>
+#include <vector>
 
 namespace kvmid::io {
 
@@ -69,11 +70,37 @@ void Connection::turn() {
   boost::asio::post(context_, [self = shared_from_this()] { self->turn(); });  // others first
 }
 
+namespace {
+
+/// send(), with descriptors where there are any.
+ssize_t send_some(int socket, Bytes bytes, std::span<const UniqueFd> descriptors) {
+  constexpr int kFlags = MSG_NOSIGNAL | MSG_DONTWAIT;
+  if (descriptors.empty()) return ::send(socket, bytes.data(), bytes.size(), kFlags);
+  iovec part{const_cast<std::byte*>(bytes.data()), bytes.size()};
+  std::vector<char> control(CMSG_SPACE(descriptors.size() * sizeof(int)));
+  msghdr message{};
+  message.msg_iov = &part;
+  message.msg_iovlen = 1;
+  message.msg_control = control.data();
+  message.msg_controllen = control.size();
+  cmsghdr* head = CMSG_FIRSTHDR(&message);
+  head->cmsg_level = SOL_SOCKET;
+  head->cmsg_type = SCM_RIGHTS;
+  head->cmsg_len = CMSG_LEN(descriptors.size() * sizeof(int));
+  for (std::size_t i = 0; i < descriptors.size(); ++i) {
+    const int fd = descriptors[i].get();
+    std::memcpy(CMSG_DATA(head) + i * sizeof(int), &fd, sizeof fd);
+  }
+  return ::sendmsg(socket, &message, kFlags);
+}
+
+}  // namespace
+
 bool Connection::flush() {
   if (wait_write_ || !descriptor_.is_open()) return true;
   while (!outbox_.empty()) {
     const auto bytes = outbox_.pending();
-    const auto n = ::send(descriptor_.native_handle(), bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+    const auto n = send_some(descriptor_.native_handle(), bytes, outbox_.descriptors());
     if (n >= 0) {
       outbox_.consume(static_cast<std::size_t>(n));
     } else if (errno == EAGAIN) {

@@ -49,7 +49,12 @@ void GuestSession::perform() {
                      tap_guest(true, {});
                    },
                    [&](const core::Report& e) { report(e); },
-                   [&](const auto&) {},  // guest RAM: none is mapped
+                   [&](const core::ReadRam& e) { answer_read(e); },
+                   [&](const core::GrantRam& e) { answer_grant(e); },
+                   [&](const core::RevokeRam& e) { revoke_ram(e.agent); },
+                   [&](const auto& e) {
+                     if (ram_) ram_->apply(e);  // changes of RAM
+                   },
                },
                effect);
   }

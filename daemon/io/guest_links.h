@@ -3,6 +3,7 @@
 
 /// The two kinds of connections of a GuestSession. Included by its source files only.
 
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -84,6 +85,7 @@ class GuestSession::AgentLink final : public Connection::Owner {
   std::string rule;
   Role role{};
   unsigned malformed_in_a_row = 0;
+  std::optional<shm::GrantFile> ram_grant;  ///< revoked when it goes
   LogBudget log_budget;
   LogBudget audit_budget;  ///< of refused commands: they cost the peer nothing
   bool dirty = false;

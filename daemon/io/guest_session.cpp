@@ -44,6 +44,7 @@ void GuestSession::link(HypervisorArrival arrival) {
                      to_string(hello.uuid), hypervisor_->dialect.name(), to_string(hypervisor_->peer), shard_number_);
   audit_hypervisor(AuditKind::HypervisorAttached, {});
   connection->start(*hypervisor_);
+  map_ram(hello, std::move(arrival.ram));
   machine_.on_hypervisor_connected(hello, Clock::now(), effects_);
   perform();
   finish_step();
@@ -248,6 +249,8 @@ void GuestSession::drop_lost_hypervisor() {
   gone->flush_first ? gone->connection->finish() : gone->connection->close();
   machine_.on_hypervisor_lost(gone->reason, Clock::now(), effects_);
   perform();
+  ram_.reset();
+  for (const auto& agent : agents_) agent->ram_grant.reset();
   tap_guest(false, gone->reason);
   services_.registry.set_away(uuid(), gone->reason, gone->text);
 }

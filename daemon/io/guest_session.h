@@ -8,6 +8,7 @@
 
 #include "daemon/core/guest_machine.h"
 #include "daemon/io/services.h"
+#include "daemon/io/shared_ram.h"
 #include "daemon/io/snapshot.h"
 
 namespace kvmid::io {
@@ -72,6 +73,11 @@ class GuestSession : public std::enable_shared_from_this<GuestSession> {
   void hypervisor_queued();
   void send_event(const core::SendEvent& effect);
   void send_guest_on(AgentId id);
+  // guest_ram.cpp
+  void map_ram(const HypervisorHello& hello, UniqueFd fd);
+  void answer_read(const core::ReadRam& effect);
+  void answer_grant(const core::GrantRam& effect);
+  void revoke_ram(AgentId id);
   void refuse_for_backlog(AgentLink& agent, Seq seq, const Command& command);
   void report(const core::Report& report);
   void log_fact(const core::Report& report);
@@ -95,6 +101,8 @@ class GuestSession : public std::enable_shared_from_this<GuestSession> {
   std::shared_ptr<const GuestLabel> label_;  ///< made when somebody watches
   std::unique_ptr<HypervisorLink> hypervisor_;
   core::Peer last_hypervisor_;
+  std::unique_ptr<SharedRam> ram_;  ///< of that hypervisor; null: it shares none
+  std::vector<std::byte> ram_scratch_;
   std::vector<std::unique_ptr<AgentLink>> agents_;
   std::vector<Connection*> dirty_;  ///< have something to write since the step began
   bool agents_lost_ = false;

@@ -14,8 +14,8 @@ namespace {
 
 constexpr std::size_t kDescriptorsMax = 16;
 
-/// recv() that closes descriptors sent along: they would fill the daemon's table otherwise.
-ssize_t receive(int fd, std::span<std::byte> space) {
+/// recv() that keeps the first descriptor sent along and closes the others: they would fill the daemon's table.
+ssize_t receive(int fd, std::span<std::byte> space, UniqueFd& kept) {
   alignas(cmsghdr) std::array<char, CMSG_SPACE(kDescriptorsMax * sizeof(int))> control{};
   iovec vector{space.data(), space.size()};
   msghdr message{};
@@ -31,7 +31,8 @@ ssize_t receive(int fd, std::span<std::byte> space) {
     for (std::size_t i = 0; i < count; ++i) {
       int received = -1;
       std::memcpy(&received, CMSG_DATA(header) + i * sizeof(int), sizeof received);
-      UniqueFd{received}.reset();
+      UniqueFd owned{received};
+      if (!kept.valid()) kept = std::move(owned);
     }
   }
   return n;
@@ -90,7 +91,7 @@ void HelloReader::on_readable() {
 bool HelloReader::read_more() {
   const std::size_t have = greeted_.hello.size();
   greeted_.hello.resize(wanted_);
-  const auto n = receive(descriptor_.native_handle(), std::span(greeted_.hello).subspan(have));
+  const auto n = receive(descriptor_.native_handle(), std::span(greeted_.hello).subspan(have), greeted_.descriptor);
   greeted_.hello.resize(have + (n > 0 ? static_cast<std::size_t>(n) : 0));
   if (n > 0) return true;
   if (n < 0 && (errno == EAGAIN || errno == EINTR)) return false;

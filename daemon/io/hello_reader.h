@@ -22,7 +22,8 @@ struct Greeted {
   UniqueFd fd;
   core::Peer peer;
   Ticket connection;
-  ByteBuffer hello;  ///< the whole first struct
+  ByteBuffer hello;     ///< the whole first struct
+  UniqueFd descriptor;  ///< the first that came along with it; the others are closed
 };
 
 /// Why there is no hello.
@@ -37,7 +38,7 @@ enum class HelloFailure : std::uint8_t {
 /// Purpose:  the same for hypervisors and agents: each begins with struct_size.
 /// Errors:   HelloFailure with a text; the socket is in `Greeted`, so that a refusal can be sent before it closes.
 /// Threads:  the io_context's only thread. `done` is called once, unless cancel() came first.
-/// Lifetime: shared with its pending operations. Descriptors that come along (SCM_RIGHTS) are closed.
+/// Lifetime: shared with its pending operations.
 class HelloReader : public std::enable_shared_from_this<HelloReader> {
  public:
   using Done = std::function<void(HelloReader&, Greeted)>;

@@ -12,13 +12,31 @@ Outbox::~Outbox() { account_.release(committed_ - head_); }
 bool Outbox::commit() {
   if (!account_.charge(buffer_.size() - committed_)) {
     buffer_.resize(committed_);
+    while (!attachments_.empty() && attachments_.back().at >= committed_) attachments_.pop_back();
     return false;
   }
   committed_ = buffer_.size();
   return true;
 }
 
+void Outbox::attach(std::vector<UniqueFd> descriptors) {
+  attachments_.push_back({committed_, std::move(descriptors)});
+}
+
+Bytes Outbox::pending() const {
+  const Bytes all = Bytes{buffer_}.subspan(head_);
+  for (const Attachment& attachment : attachments_)
+    if (attachment.at != head_) return all.first(attachment.at - head_);
+  return all;
+}
+
+std::span<const UniqueFd> Outbox::descriptors() const {
+  if (attachments_.empty() || attachments_.front().at != head_) return {};
+  return attachments_.front().descriptors;
+}
+
 void Outbox::consume(std::size_t n) {
+  if (n != 0 && !attachments_.empty() && attachments_.front().at == head_) attachments_.pop_front();
   account_.release(n);
   head_ += n;
   if (head_ == committed_) {
@@ -28,6 +46,7 @@ void Outbox::consume(std::size_t n) {
   } else if (head_ > buffer_.size() / 2) {  // each byte is moved at most once per doubling: amortised O(1)
     buffer_.erase(buffer_.begin(), buffer_.begin() + static_cast<std::ptrdiff_t>(head_));
     committed_ -= head_;
+    for (Attachment& attachment : attachments_) attachment.at -= head_;
     head_ = 0;
   }
 }

@@ -2,8 +2,12 @@
 #pragma once
 
 #include <cstddef>
+#include <deque>
+#include <span>
+#include <vector>
 
 #include "daemon/core/account.h"
+#include "daemon/io/unique_fd.h"
 #include "protocol/dialect.h"
 
 namespace kvmid::io {
@@ -26,8 +30,13 @@ class Outbox {
   /// Where the next message is encoded. Only append.
   [[nodiscard]] ByteBuffer& compose() { return buffer_; }
   [[nodiscard]] bool commit();
+  /// Descriptors that go with the first byte of the message that is committed next.
+  void attach(std::vector<UniqueFd> descriptors);
 
-  [[nodiscard]] Bytes pending() const { return Bytes{buffer_}.subspan(head_); }
+  /// What to write in one call: it ends before a message that has descriptors, unless it begins with it.
+  [[nodiscard]] Bytes pending() const;
+  /// Those that go with the first byte of pending().
+  [[nodiscard]] std::span<const UniqueFd> descriptors() const;
   [[nodiscard]] bool empty() const { return head_ == buffer_.size(); }
   /// REQUIRES: n <= pending().size().
   void consume(std::size_t n);
@@ -37,6 +46,11 @@ class Outbox {
   ByteBuffer buffer_;
   std::size_t head_ = 0;       ///< bytes already written
   std::size_t committed_ = 0;  ///< end of the last whole message
+  struct Attachment {
+    std::size_t at = 0;  ///< in buffer_
+    std::vector<UniqueFd> descriptors;
+  };
+  std::deque<Attachment> attachments_;  ///< in the order of the messages
 };
 
 }  // namespace kvmid::io

@@ -37,6 +37,7 @@ struct HypervisorArrival {
   HypervisorHello hello;
   core::Peer peer;
   Ticket connection;
+  UniqueFd ram;  ///< guest RAM, if it came with the handshake
 };
 
 /// An agent that policy lets in; it has had no welcome yet.
