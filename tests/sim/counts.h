@@ -65,6 +65,11 @@ enum class Seen : std::uint8_t {
   RepliesHeld,
   FiltersSet,
   FiltersAnswered,
+  MapChanges,
+  CookiesGiven,
+  CookiesTaken,
+  CookiesRefused,
+  VotesWithCookies,
   Count,
 };
 
@@ -123,6 +128,11 @@ inline constexpr std::array<std::string_view, static_cast<std::size_t>(Seen::Cou
     "replies kept back for a step",
     "filters set",
     "events kept from an agent by its filter",
+    "changes of memory maps",
+    "cookies given",
+    "writes with a cookie accepted",
+    "writes with a cookie refused as stale",
+    "votes with a cookie",
 };
 
 class Counts {

@@ -11,6 +11,7 @@ namespace kvmid::sim {
 namespace {
 
 constexpr std::string_view kI1 = "I1 events are answered once";
+constexpr std::string_view kI4 = "I4 nothing of the gone remains";
 constexpr std::string_view kI5 = "I5 an agent sees only what is its own";
 constexpr std::string_view kI7 = "I7 commands are answered once";
 
@@ -35,7 +36,7 @@ Watch::Agent* Watch::find(AgentId id) {
 }
 Watch::Agent& Watch::must_find(AgentId id, std::string_view what) {
   if (Agent* agent = find(id)) return *agent;
-  violated(kI5, std::string(what) + " for " + agent_text(id) + ", which is not there (any more)");
+  violated(kI4, std::string(what) + " for " + agent_text(id) + ", which is not there (any more)");
 }
 bool Watch::is_uncertain(AgentId id) const {
   for (const Agent& agent : agents_)
@@ -54,7 +55,9 @@ void Watch::link_lost_in() {
   on_link_closed();
 }
 void Watch::on_link_closed() {
-  link_up_ = asking_ = false;
+  link_up_ = asking_ = told_all_ = false;
+  gone_patches_.clear();
+  for (const AddressSpace space : {AddressSpace::Normal, AddressSpace::Smm}) cookies_.map_changed(space, order_);
   commands_.clear();
   unhook_.reset();
   for (unsigned i = 0; i < kVcpus; ++i) {
@@ -81,6 +84,7 @@ void Watch::event_in(Seq seq, const Event& event, TimePoint now) {
   OpenEvent& open = open_[index].emplace();
   open.seq = seq;
   open.event = event;
+  open.came = order_;
   open.arrived = open.limit = now;
   open.through_patch = hypervisor_.hit_patch(event.vcpu, seq);
   const auto kind = static_cast<std::size_t>(event.kind());
@@ -95,7 +99,8 @@ void Watch::event_in(Seq seq, const Event& event, TimePoint now) {
   }
   if (const auto* hit = std::get_if<BreakpointData>(&event.data)) {
     const bool patched = anybody_patches(hit->gpa.value) || hypervisor_.told().patch_at(hit->gpa.value) != nullptr;
-    if (open.through_patch || patched || !commands_.empty()) window = Window{true, false, false, now};
+    open.maybe_at_patch = patched || !commands_.empty();
+    if (open.through_patch || open.maybe_at_patch) window = Window{true, false, false, now};
     for (const Agent& agent : agents_)
       if (agent.has.patch_at(hit->gpa.value) != nullptr) open.owners.push_back(agent.id);
     if (open.through_patch && !patched) counts_.add(Seen::LateHits);
@@ -131,9 +136,19 @@ void Watch::lost_in(AgentId id) {
   }
   counts_.add(Seen::AgentsLost);
   if (owed) counts_.add(Seen::AgentsLostOwing);
-  for (const Agent& agent : agents_)
-    if (agent.id == id && !commands_.empty()) departing_.push_back(agent);
+  for (const Agent& agent : agents_) {
+    if (agent.id != id) continue;
+    if (!commands_.empty()) departing_.push_back(agent);
+    for (const Patch& patch : agent.has.patches) gone_patches_.push_back(patch.gpa);
+  }
   std::erase_if(agents_, [&](const Agent& agent) { return agent.id == id; });
+}
+
+void Watch::map_in(AddressSpace space) {
+  input_ = Input::Hypervisor;
+  if (!link_up_) return;
+  counts_.add(Seen::MapChanges);
+  cookies_.map_changed(space, order_);
 }
 
 void Watch::message_in(AgentId id, Seq seq, const Downward& message) {
@@ -152,6 +167,8 @@ void Watch::message_in(AgentId id, Seq seq, const Downward& message) {
       decider.action_before = decider.action;
       decider.action = std::max(decider.action, reply->action);
       decider.step_over = decider.step_over || reply->step_over;
+      decider.with_cookie = decider.with_cookie || reply->has_cookie;
+      if (reply->has_cookie) counts_.add(Seen::VotesWithCookies);
       ++decider.voted;
     }
     return;
@@ -159,6 +176,7 @@ void Watch::message_in(AgentId id, Seq seq, const Downward& message) {
   counts_.add(Seen::Commands);
   Pending pending;
   pending.seq = seq;
+  pending.asked = order_;
   if (const auto* unknown = std::get_if<UnknownMessage>(&message)) {
     pending.id = unknown->id;
     counts_.add(Seen::UnknownIds);
@@ -167,8 +185,18 @@ void Watch::message_in(AgentId id, Seq seq, const Downward& message) {
     pending.id = static_cast<std::uint16_t>(id_of(command));
     pending.is_wish = Wish::read(command, pending.wish);
     if (pending.wish.id == CommandId::SetFilter) pending.wish.filter.number = ++filter_numbers_;
-    if (const auto* read = std::get_if<ReadPhysical>(&command))
+    if (const auto* read = std::get_if<ReadPhysical>(&command)) {
       for (std::size_t i = 0; i < read->ranges.size(); ++i) pending.read_bytes += read->ranges[i].size;
+      pending.space = read->space;
+    }
+    if (const auto* write = std::get_if<WritePhysical>(&command)) {
+      pending.space = write->space;
+      pending.gpa = write->gpa.value;
+      pending.bytes = write->data.size();
+      pending.has_cookie = (write->flags & KVMI_WRITE_COOKIE) != 0;
+      pending.is_stale = pending.has_cookie && pending.bytes != 0 &&
+                         cookies_.is_stale(write->space, pending.gpa, pending.bytes, write->cookie);
+    }
     if (pending.wish.id == CommandId::PauseVcpu)
       for (unsigned i = 0; i < kVcpus; ++i)
         if (pending.wish.names(i)) ++agent->pauses_asked[i];
@@ -231,7 +259,7 @@ void Watch::enforce(Agent& agent, const core::GuestMachine& machine) {
     if (!commands.has(CommandId::ControlSinglestep)) vcpu.step = false;
   }
   if (!commands.has(CommandId::SetPageAccess)) agent.has.pages.fill(kAllRights);
-  if (!commands.has(CommandId::WritePhysical) || !hypervisor_.version().events.has(EventKind::Breakpoint))
+  if (!commands.has(CommandId::WritePhysical) || !machine.info().version.events.has(EventKind::Breakpoint))
     agent.has.patches.clear();
   if (!commands.has(CommandId::SetFilter)) agent.filters = {};
 }
@@ -277,12 +305,20 @@ void Watch::effects(const core::Effects& effects, const core::GuestMachine& mach
   input_ = Input::Other;
   input_agent_ = {};
   input_error_ = has_read_data_ = false;
+  ++order_;
 }
 
 void Watch::on_command(const core::SendCommand& e, TimePoint now) {
   if (!link_up_ && !asking_) violated("I2 the hypervisor has the union", "a command was sent while there is no link");
   commands_.push_back({e.seq, now});
   if (link_up_) i2_somebody_wishes(e.command);
+  const auto* write = std::get_if<WritePhysical>(&e.command);
+  if (write == nullptr || (write->flags & (KVMI_WRITE_PATCH | KVMI_WRITE_UNPATCH)) != 0) return;
+  const Agent* agent = find(input_agent_);
+  if (agent == nullptr || agent->pending.empty() || agent->pending.back().seq != input_seq_)
+    violated("I9 a cookie is of the latest state", "a write is sent that nobody just asked for");
+  i9_cookie_is_new(agent->pending.back());
+  cookies_.changed(write->space, write->gpa.value, write->data.size(), order_, order_);
 }
 
 void Watch::on_event(const core::SendEvent& e, TimePoint now) {
@@ -294,6 +330,7 @@ void Watch::on_event(const core::SendEvent& e, TimePoint now) {
   if (e.seq == Seq{}) violated(kI5, "an event was told with seq 0");
   open.agents_seq = e.seq;
   i5_may_see(agent, open, e.decide);
+  if (open.told.empty()) cookies_.given(e.event->space, e.event->cookie, open.came, Cookies::Moment::First);
   counts_.add(Seen::EventsTold);
   const bool pause = open.event.kind() == EventKind::Pause;
   const bool told = std::find(open.told.begin(), open.told.end(), e.agent) != open.told.end();
@@ -342,7 +379,8 @@ void Watch::on_event_reply(const core::SendEventReply& e, TimePoint now) {
   const auto verdict = verdict_of(*open, step_over);
   const bool own_int3 = open->event.kind() == EventKind::Breakpoint && !open->through_patch;
   const bool by_kvmid = verdict == Action::Allow || (!open->uncertain && open->deciders.empty());
-  if (own_int3 && by_kvmid && e.reply.action == Action::Retry) hypervisor_.retried_by_kvmid(index);
+  if (own_int3 && by_kvmid && e.reply.action == Action::Retry)
+    hypervisor_.retried_by_kvmid(index, now, 2 * command_timeout_);
   Window& window = windows_[index];
   if (window.open) {
     window.replied = true;
@@ -369,6 +407,7 @@ void Watch::on_reply(const core::SendReply& e) {
   if (found->id != e.reply.id) violated(kI7, agent_text(e.agent) + " got a reply with the id of another command");
   const Pending pending = std::move(*found);
   agent.pending.erase(found);
+  i9_note_reply(pending, e.reply);
   if (e.reply.error != ErrorCode::None) {
     counts_.add(Seen::CommandsRefused);
     if (e.reply.error == ErrorCode::Busy) {
@@ -412,6 +451,10 @@ void Watch::on_notice(const core::SendNotice& e) {
     }
     case NoticeKind::ReplyRefused: {
       counts_.add(Seen::RepliesRefused);
+      // What was said in view of something stale is told to all who did when the last one has voted.
+      if (const Decider* decider = decider_of(about());
+          notice.error == ErrorCode::Stale && decider != nullptr && decider->with_cookie)
+        return;
       if (input_ == Input::Agent && input_agent_ != e.agent && notice.error != ErrorCode::Busy)
         violated(kI5, agent_text(e.agent) + " is told of a reply that another agent sent");
       if (input_ != Input::Agent || input_agent_ != e.agent) return;
@@ -443,7 +486,8 @@ void Watch::on_notice(const core::SendNotice& e) {
       bool step_over = false;
       const auto verdict = verdict_of(*open, step_over);
       if (verdict && *verdict != notice.action &&
-          !(open->event.kind() == EventKind::Breakpoint && notice.action == Action::Retry))
+          !(open->event.kind() == EventKind::Breakpoint && notice.action == Action::Retry) &&
+          !(steps_over_own(*open, *verdict, step_over) && notice.action == Action::Allow))
         violated(kI7, "OUTCOME of " + event_text(open->event) + " says " + std::string(name_of(notice.action)) +
                           ", but the agents' verdict is " + std::string(name_of(*verdict)));
       return;

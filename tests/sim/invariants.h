@@ -17,12 +17,14 @@
 ///             I6 accounts say what is held
 ///             I7 each command is answered once
 ///             I8 no hit of a patch is lost, or given to the guest
+///             I9 a cookie is of the latest state: a write that is based on it is accepted only if nothing changed since
 /// Bounds:   everything is kept per vCPU, agent and open command; nothing grows with the length of the run.
 
 #include <optional>
 #include <vector>
 
 #include "daemon/core/guest_machine.h"
+#include "tests/sim/cookies.h"
 #include "tests/sim/counts.h"
 #include "tests/sim/model_hypervisor.h"
 #include "tests/sim/shapes.h"
@@ -39,6 +41,7 @@ class Watch {
   void link_lost_in();
   void event_in(Seq seq, const Event& event, TimePoint now);
   void reply_in(Seq seq, const CommandReply& reply);
+  void map_in(AddressSpace space);
   void garbage_in() { garbage_ = true; }
   void attached(AgentId id, const core::Grant& grant, std::uint32_t flags);
   void lost_in(AgentId id);
@@ -47,6 +50,9 @@ class Watch {
   void grant_in(AgentId id, const core::Grant& grant, const core::GuestMachine& machine);
   void grant_lost_in(AgentId id);
   void stop_in() { stopping_ = true; }
+
+  /// Not an input of the core: the guest itself has done something.
+  void vcpu_ran(unsigned index) const;
 
   // ---- effects, and the state after them ----
   void effects(const core::Effects& effects, const core::GuestMachine& machine, TimePoint now);
@@ -66,6 +72,12 @@ class Watch {
     bool is_wish = false;
     Wish wish;
     std::size_t read_bytes = 0;
+    Order asked{};
+    AddressSpace space{};  ///< of a read or a write
+    std::uint64_t gpa = 0;
+    std::size_t bytes = 0;
+    bool has_cookie = false;
+    bool is_stale = false;  ///< its cookie was, when it came
   };
   struct Agent {
     AgentId id;
@@ -87,6 +99,7 @@ class Watch {
     bool defaulted = false;
     bool tentative = false;  ///< the vote of this input, unless it is refused
     bool step_over = false;
+    bool with_cookie = false;
     Action action{};         ///< the strictest it said
     Action action_before{};  ///< without the vote of this input
     Action default_action{};
@@ -95,9 +108,11 @@ class Watch {
     Seq seq;
     Seq agents_seq;
     Event event;
+    Order came{};
     TimePoint arrived{};
     TimePoint limit{};
     bool through_patch = false;
+    bool maybe_at_patch = false;  ///< another place that is patched, or may be by now
     bool uncertain = false;  ///< filters or a changed policy have a say in it
     bool seen_in_window = false;
     Duration hypervisor_busy{};
@@ -153,12 +168,16 @@ class Watch {
   void i2_union_is_told(const Wishes& expected) const;
   void i3_rights_are_the_and(const Wishes& expected) const;
   void i4_the_gone_are_not_waited_for(const core::GuestInfo& info);
+  void i4_no_patch_of_the_gone_remains();
   void i4_nothing_remains(std::string_view when) const;
   void i5_may_see(const Agent& agent, const OpenEvent& open, bool decide) const;
   void i5_read_is_what_was_read(const Pending& pending, const CommandReply& reply) const;
   void i6_accounts(const core::GuestInfo& info);
   void i7_all_are_answered() const;
+  void i9_cookie_is_new(const Pending& pending) const;
+  void i9_note_reply(const Pending& pending, const CommandReply& reply);
   void i8_hit_is_not_given_to_the_guest(const OpenEvent& open, Action action) const;
+  [[nodiscard]] static bool steps_over_own(const OpenEvent& open, Action verdict, bool step_over);
   [[nodiscard]] std::optional<Action> verdict_of(const OpenEvent& open, bool& step_over) const;
   [[nodiscard]] bool in_window(TimePoint now);
   [[nodiscard]] Wishes union_of_agents() const;
@@ -172,6 +191,9 @@ class Watch {
   std::array<Window, kVcpus> windows_{};
   std::array<std::vector<AgentId>, kVcpus> step_owners_;  ///< of the patch that the vCPU is to step over
   std::vector<OpenCommand> commands_;
+  std::vector<std::uint64_t> gone_patches_;  ///< places where agents that are gone had patches, until all is quiet
+  Cookies cookies_;
+  Order order_ = 1;  ///< of the input under way
   std::vector<Agent> departing_;  ///< went while a change was under way: the rest of it is told, and taken back
   std::optional<Seq> unhook_;
   bool link_up_ = false;
@@ -182,6 +204,7 @@ class Watch {
   bool another_guest_ = false;
   bool told_back_refused_ = false;
   TimePoint busy_since_{};
+  bool told_all_ = false;  ///< it was quiet since the link is up: the hypervisor has the union
   bool telling_ = false;  ///< commands were open before the input under way
   std::uint32_t filter_numbers_ = 0;
 

@@ -32,8 +32,14 @@ std::optional<Action> Watch::verdict_of(const OpenEvent& open, bool& step_over) 
   Action strictest = Action::Allow;
   for (const Decider& decider : open.deciders) {
     if (decider.voted != 0) strictest = std::max(strictest, decider.action);
-    if (decider.voted < decider.owed || decider.defaulted) strictest = std::max(strictest, decider.default_action);
+    if (decider.voted < decider.owed || decider.defaulted) {
+      // At a patch the default is that the guest goes on, whatever policy says, unless that is CRASH.
+      const bool harsh = decider.default_action != Action::Allow && decider.default_action != Action::Crash;
+      if (harsh && !open.through_patch && open.maybe_at_patch) return std::nullopt;
+      strictest = std::max(strictest, harsh && open.through_patch ? Action::Allow : decider.default_action);
+    }
     step_over = step_over || decider.step_over;
+    if (decider.with_cookie) return std::nullopt;  // a stale one makes it RETRY
   }
   return strictest;
 }
@@ -53,6 +59,10 @@ void Watch::i1_answer_is_due(const OpenEvent* open, const core::SendEventReply& 
     violated(kI1, event_text(open->event) + " was answered after its deadline");
 }
 
+bool Watch::steps_over_own(const OpenEvent& open, Action verdict, bool step_over) {
+  return open.event.kind() == EventKind::Breakpoint && !open.through_patch && verdict == Action::Retry && step_over;
+}
+
 void Watch::i1_answer_is_the_verdict(const OpenEvent& open, Action action) const {
   bool step_over = false;
   const auto verdict = verdict_of(open, step_over);
@@ -60,6 +70,8 @@ void Watch::i1_answer_is_the_verdict(const OpenEvent& open, Action action) const
   // At a patch ALLOW means to execute what is under it, which the hypervisor is told as RETRY once the patch is lifted.
   const bool at_patch = open.event.kind() == EventKind::Breakpoint && windows_[open.event.vcpu.value].open;
   if (at_patch && *verdict == Action::Allow && action == Action::Retry) return;
+  // Stepping over an INT3 of the guest's own, which a patch covers, is to let it happen.
+  if (steps_over_own(open, *verdict, step_over) && action == Action::Allow) return;
   violate_or_go_on(std::string(kI1), event_text(open.event) + " was answered with " + std::string(name_of(action)) +
                                          ", but the strictest vote was " + std::string(name_of(*verdict)));
 }
@@ -101,6 +113,7 @@ void Watch::i5_may_see(const Agent& agent, const OpenEvent& open, bool decide) c
     if (!agent.grant.commands.has(CommandId::PauseVcpu)) no("that policy does not give it");
     return;
   }
+  if (kind == EventKind::Pause && open.deciders.empty()) no("that nobody asked for");
   if (!agent.grant.events.has(kind)) no("that policy does not give it");
   const auto subscribed = wishes(
       agent, [&](const Wishes& has) { return (has.vcpus[index].events & bit(kind)) != 0; },

@@ -167,6 +167,8 @@ void Watch::check(const core::GuestMachine& machine, TimePoint now) {
   if (!link_up_) return;
   counts_.add(Seen::Quiescent);
   if (stopping_ || unhook_) return i4_nothing_remains("when everything is withdrawn");
+  i4_no_patch_of_the_gone_remains();
+  told_all_ = true;
   for (const Agent& agent : agents_)
     if (agent.uncertain) return;
   const Wishes expected = union_of_agents();
@@ -307,6 +309,14 @@ void Watch::i5_read_is_what_was_read(const Pending& pending, const CommandReply&
   const bool same = read != nullptr && has_read_data_ && read->data.size() == pending.read_bytes &&
                     std::equal(read->data.begin(), read->data.end(), read_data_.begin(), read_data_.end());
   if (!same) violated("I5 an agent sees only what is its own", "READ_PHYSICAL gives other bytes than the guest's own");
+}
+
+/// The place was patched by an agent that is gone, and all is quiet.
+void Watch::i4_no_patch_of_the_gone_remains() {
+  for (const std::uint64_t gpa : gone_patches_)
+    if (hypervisor_.told().patch_at(gpa) != nullptr && !anybody_patches(gpa))
+      violated(kI4, "the patch at " + hex(gpa) + " is still there, and its agent is gone");
+  gone_patches_.clear();
 }
 
 void Watch::i6_accounts(const core::GuestInfo& info) {

@@ -8,6 +8,9 @@
 #include <sstream>
 
 #include "tests/sim/world.h"
+#ifdef KVMID_PLANTED_BUGS
+#include "tests/sim/planted_search.h"
+#endif
 
 namespace kvmid::sim {
 namespace {
@@ -98,6 +101,14 @@ int main_of(int argc, char** argv) {
   app.add_flag("--require-coverage", require_coverage,
                "fail if some kind of thing never happened (100,000 steps or more)");
   app.add_flag("--quiet", quiet, "print the last line of the summary only");
+#ifdef KVMID_PLANTED_BUGS
+  std::string plant;
+  bool find_planted = false;
+  app.add_option("--plant", plant, "put this mistake into the core: " + planted_names());
+  app.add_flag("--find-planted", find_planted,
+               "for each mistake run the seeds until it is found; fail if one is not, or by another invariant than its "
+               "own, or if something is found where none is planted");
+#endif
   try {
     app.parse(argc, argv);
   } catch (const CLI::CallForHelp& help) {
@@ -123,6 +134,18 @@ int main_of(int argc, char** argv) {
     std::printf("seeds %s\n", text.c_str());
     std::fflush(stdout);
   }
+
+#ifdef KVMID_PLANTED_BUGS
+  if (find_planted) return find_planted_bugs(seeds, steps);
+  if (!plant.empty()) {
+    const auto bug = planted_of(plant);
+    if (!bug) {
+      std::fprintf(stderr, "sim: '%s' is no mistake that can be planted: %s\n", plant.c_str(), planted_names().c_str());
+      return 2;
+    }
+    core::planted_bug = *bug;
+  }
+#endif
 
   using Clock = std::chrono::steady_clock;
   const auto start = Clock::now();

@@ -82,6 +82,20 @@ void ModelAgent::set_pages(Sends& out) {
   send(SetPageAccess{AddressSpace::Normal, std::span<const kvmi_page_access_entry>(entries)}, out);
 }
 
+AddressSpace ModelAgent::some_space() { return rng_.percent(10) ? AddressSpace::Smm : AddressSpace::Normal; }
+
+void ModelAgent::remember(std::uint64_t cookie) {
+  cookies_[cookie_at_++ % cookies_.size()] = cookie;
+}
+
+/// One that it was given, most often; or one of another address space, an old one, or one that nobody was given.
+void ModelAgent::add_cookie(WritePhysical& write) {
+  write.flags = static_cast<std::uint16_t>(write.flags | KVMI_WRITE_COOKIE);
+  write.cookie = rng_.of(cookies_);
+  if (rng_.percent(10)) write.cookie += rng_.below(3) - 1;
+  if (rng_.percent(2)) write.cookie = rng_.next();
+}
+
 /// Few places and few contents: they are shared, and they collide.
 void ModelAgent::patch(Sends& out) {
   std::array<std::byte, 4> data{};
@@ -101,6 +115,7 @@ void ModelAgent::patch(Sends& out) {
     write.flags |= KVMI_WRITE_EXPECT;
     write.expected = Bytes(expected).first(size);
   }
+  if (rng_.percent(10)) add_cookie(write);
   send(write, out);
 }
 
@@ -144,8 +159,10 @@ void ModelAgent::set_filter(Sends& out) {
 void ModelAgent::read_something(Sends& out) {
   std::array<std::uint32_t, 2> msrs{kMsrs[0], kMsrs[1]};
   std::array<std::byte, 4> data;
-  data.fill(std::byte{static_cast<std::uint8_t>(0x41 + rng_.below(8))});
-  switch (rng_.below(12)) {
+  std::array<std::byte, 4> expected;
+  data.fill(std::byte{static_cast<std::uint8_t>(0x40 + rng_.below(3))});
+  expected.fill(std::byte{static_cast<std::uint8_t>(0x40 + rng_.below(3))});
+  switch (rng_.below(14)) {
     case 0:
       return send(GetCpuid{some_vcpu(false), 1, 0}, out);
     case 1:
@@ -158,10 +175,18 @@ void ModelAgent::read_something(Sends& out) {
       return send(GetMemoryMap{rng_.percent(80) ? AddressSpace::Normal : AddressSpace::Smm}, out);
     case 5:
       return send(GetVersion{}, out);
-    case 6: {
+    case 6:
+    case 12:
+    case 13: {
       WritePhysical write;
       write.gpa = Gpa{rng_.of(kCode) + 4};  // beside the code: what is executed stays what it is
       write.data = Bytes(data).first(1 + rng_.below(4));
+      write.space = some_space();
+      if (rng_.percent(60)) add_cookie(write);
+      if (rng_.percent(20)) {
+        write.flags = static_cast<std::uint16_t>(write.flags | KVMI_WRITE_EXPECT);
+        write.expected = Bytes(expected).first(write.data.size());
+      }
       return send(write, out);
     }
     case 7:
@@ -172,7 +197,7 @@ void ModelAgent::read_something(Sends& out) {
       std::vector<kvmi_read_range> ranges;
       for (auto n = rng_.between(1, 3); n != 0; --n) ranges.push_back({rng_.of(kCode) - 8, 16, 0});
       if (rng_.permille(10)) ranges.back().gpa = kMemoryBytes;
-      return send(ReadPhysical{AddressSpace::Normal, std::span<const kvmi_read_range>(ranges)}, out);
+      return send(ReadPhysical{some_space(), std::span<const kvmi_read_range>(ranges)}, out);
     }
   }
 }
@@ -222,6 +247,10 @@ void ModelAgent::garbage(Sends& out) {
 void ModelAgent::deliver(const Frame& frame, Sends& out) {
   const auto message = dialect_.decode_upward(frame);
   if (!message) throw Violation("I7 commands are answered once", "an agent got a message that cannot be decoded");
+  if (const auto* reply = std::get_if<CommandReply>(&*message)) {
+    if (const auto* read = std::get_if<ReadPhysicalReply>(&reply->body)) remember(read->cookie);
+    if (const auto* write = std::get_if<WritePhysicalReply>(&reply->body)) remember(write->cookie);
+  }
   const auto* event = std::get_if<Event>(&*message);
   if (event == nullptr) return;
   if (event->decide) return vote(*event, frame.seq, out);
@@ -248,6 +277,10 @@ void ModelAgent::vote(const Event& event, Seq seq, Sends& out) {
   const EventKind kind = event.kind();
   const bool has_value = kind == EventKind::Cr || kind == EventKind::Msr || kind == EventKind::Xsetbv;
   if (has_value && rng_.percent(20)) reply.value = NewValue{rng_.next()};
+  if (rng_.percent(6)) {
+    reply.has_cookie = true;
+    reply.cookie = rng_.percent(70) ? event.cookie : rng_.of(cookies_);
+  }
   if (kind == EventKind::PageFault && reply.action == Action::Allow) reply.trap_access = rng_.percent(15);
   if (kind == EventKind::Breakpoint && reply.action == Action::Retry) reply.step_over = rng_.percent(60);
   if (wrong && rng_.percent(40)) reply.vcpu = some_vcpu(false);

@@ -6,6 +6,7 @@
 /// Shapes:   act() is a moment in which it does something of its own; deliver() gives it a frame. Both append what it
 ///           sends, with the time that it thinks before.
 
+#include <array>
 #include <vector>
 
 #include "protocol/dialect_kvmi2.h"
@@ -42,6 +43,9 @@ class ModelAgent {
   void garbage(Sends& out);
   void vote(const Event& event, Seq seq, Sends& out);
   void send(const Command& command, Sends& out);
+  void remember(std::uint64_t cookie);
+  void add_cookie(WritePhysical& write);
+  AddressSpace some_space();
   VcpuId some_vcpu(bool or_all);
 
   Rng& rng_;
@@ -49,6 +53,8 @@ class ModelAgent {
   AgentNature nature_;
   unsigned vcpu_count_;
   std::uint32_t last_seq_ = 0;
+  std::array<std::uint64_t, 4> cookies_{};  ///< the last ones that it was given, of any address space
+  std::size_t cookie_at_ = 0;
 };
 
 }  // namespace kvmid::sim

@@ -83,6 +83,16 @@ void ModelHypervisor::unhook(OffReason reason, Sends& out) {
   dialect_.encode(event, *unhook_, out.emplace_back().frame);
 }
 
+bool ModelHypervisor::change_map(Sends& out) {
+  if (!linked_ || !heard_) return false;
+  MemoryMapChanged change;
+  change.change = rng_.percent(50) ? MapChange::Added : MapChange::Flags;
+  change.max_gpa = kMemoryBytes;
+  change.slot = {0, kMemoryBytes, static_cast<std::uint16_t>(rng_.percent(80) ? 0 : 1), 0, 0};
+  dialect_.encode(change, out.emplace_back().frame);
+  return true;
+}
+
 std::string_view ModelHypervisor::garbage(Sends& out) {
   ByteBuffer& frame = out.emplace_back().frame;
   Event event;
@@ -144,10 +154,12 @@ const Patch* ModelHypervisor::covering(std::uint64_t address) const {
 }
 
 void ModelHypervisor::run(unsigned index, TimePoint now, Sends& out) {
-  if (!linked_ || crashed_ || index >= vcpus_.size()) return;
+  if (index >= vcpus_.size()) return;
   Vcpu& vcpu = vcpus_[index];
+  vcpu.executed_bare.reset();
+  if (!linked_ || crashed_) return;
   if (vcpu.waiting || (unhook_ && !told_.none() && rng_.percent(80))) return;
-  if (vcpu.pauses != 0) {
+  if (vcpu.pauses != 0 && !rng_.percent(25)) {  // it takes a while until a vCPU that runs hears of it
     --vcpu.pauses;
     return raise(index, PauseData{}, kAllowOrCrash, out);
   }
@@ -189,9 +201,10 @@ void ModelHypervisor::run(unsigned index, TimePoint now, Sends& out) {
   something_else(index, out);
 }
 
-void ModelHypervisor::retried_by_kvmid(unsigned index) {
+void ModelHypervisor::retried_by_kvmid(unsigned index, TimePoint now, Duration longest) {
   Vcpu& vcpu = vcpus_[index];
-  if (++vcpu.retried_in_vain > kRetriedInVainMax)
+  if (vcpu.retried_in_vain++ == 0) vcpu.retried_since = now;
+  if (vcpu.retried_in_vain > kRetriedInVainMax && now - vcpu.retried_since > longest)
     violate_or_go_on("I8 no hit is lost", "vCPU " + std::to_string(index) + " met the guest's own INT3 at " +
                                               hex(vcpu.address) +
                                               " again and again, and the guest never gets its exception");
@@ -224,6 +237,7 @@ void ModelHypervisor::execute(unsigned index, TimePoint now, Sends& out) {
                                                 hex(at) + " while its BREAKPOINT events were off: the guest got it");
   }
   if (vcpu.must_step) counts_.add(Seen::StepsOver);
+  if (patch == nullptr && !vcpu.must_step) vcpu.executed_bare = at;
   executed(index);
 }
 

@@ -44,18 +44,24 @@ class ModelHypervisor {
   void deliver(const Frame& frame, TimePoint now, Sends& out);
   void run(unsigned index, TimePoint now, Sends& out);
   void unhook(OffReason reason, Sends& out);
+  /// Its memory map is another one. False: kvmid does not know who this is yet.
+  bool change_map(Sends& out);
   /// Something that no hypervisor may send. Its name, for the trace.
   std::string_view garbage(Sends& out);
 
   /// kvmid has decided that the vCPU, which waits in a hit of a patch, shall execute what is under it.
   void promise_step(unsigned index, Seq event) { vcpus_[index].promised = event; }
-  /// kvmid, and no agent, has the vCPU execute an INT3 of the guest's own once more.
-  void retried_by_kvmid(unsigned index);
+  /// kvmid, and no agent, has the vCPU execute an INT3 of the guest's own once more: for so long it may not know better.
+  void retried_by_kvmid(unsigned index, TimePoint now, Duration longest);
   /// The patch that was to be stepped over is nobody's any more: what is met there next is another one.
   void forgive_step(unsigned index) { vcpus_[index].must_step = false, vcpus_[index].promised.reset(); }
   [[nodiscard]] std::optional<std::uint64_t> must_step_at(unsigned index) const {
     if (!vcpus_[index].must_step && !vcpus_[index].promised) return std::nullopt;
     return vcpus_[index].address;
+  }
+  /// When it ran last, the vCPU executed the guest's own bytes there, and no patch was met; it was not to step over one.
+  [[nodiscard]] std::optional<std::uint64_t> executed_bare(unsigned index) const {
+    return index < vcpus_.size() ? vcpus_[index].executed_bare : std::nullopt;
   }
   [[nodiscard]] const Wishes& told() const { return told_; }
   [[nodiscard]] unsigned vcpu_count() const { return static_cast<unsigned>(vcpus_.size()); }
@@ -92,7 +98,9 @@ class ModelHypervisor {
     bool must_step = false;
     TimePoint must_step_since{};
     TimePoint halted_until{};
+    std::optional<std::uint64_t> executed_bare;
     unsigned retried_in_vain = 0;  ///< by kvmid, in a row, at an INT3 of the guest's own
+    TimePoint retried_since{};
     std::uint64_t rax = 0;
   };
 

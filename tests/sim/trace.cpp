@@ -37,6 +37,8 @@ std::string text_of(const Command& command) {
                    if ((c.flags & KVMI_WRITE_PATCH) != 0) text += " PATCH";
                    if ((c.flags & KVMI_WRITE_UNPATCH) != 0) text += " UNPATCH";
                    if ((c.flags & KVMI_WRITE_EXPECT) != 0) text += " EXPECT";
+                   if ((c.flags & KVMI_WRITE_COOKIE) != 0) text += " COOKIE " + std::to_string(c.cookie);
+                   if (c.space != AddressSpace::Normal) text += " SMM";
                  },
                  [&](const SetFilter& c) {
                    text += vcpu_text(c.vcpu) + " " + std::string(name_of(c.event)) + " else " +

@@ -129,6 +129,7 @@ void World::happen(const Item& item) {
     case What::VcpuRuns:
       schedule(What::VcpuRuns, microseconds(50 + rng_.below(1500)), item.guest, item.who, 0);
       guest.hypervisor.run(item.who, now_, sends_);
+      guest.watch->vcpu_ran(item.who);
       return post(sends_, What::HypervisorSays, item.guest, 0, guest.link);
     case What::Timer:
       if (item.generation != guest.timer) return;
@@ -236,8 +237,9 @@ void World::from_hypervisor(unsigned index) {
   }
   const auto* event = std::get_if<Event>(&*message);
   const auto* reply = std::get_if<CommandReply>(&*message);
+  const auto* map = std::get_if<MemoryMapChanged>(&*message);
   const unsigned vcpus = guest.hypervisor.vcpu_count();
-  const bool garbage = (event == nullptr && reply == nullptr) ||
+  const bool garbage = (event == nullptr && reply == nullptr && map == nullptr) ||
                        (event != nullptr && event->vcpu != kAllVcpus && event->vcpu.value >= vcpus) ||
                        (reply != nullptr && (frame.seq.value & 0x80000000U) != 0);
   if (garbage) {
@@ -253,6 +255,9 @@ void World::from_hypervisor(unsigned index) {
                      std::string(name_of(static_cast<CommandId>(reply->id))) + " " +
                      std::string(name_of(reply->error)));
     guest.watch->reply_in(frame.seq, *reply);
+  } else if (map != nullptr) {
+    if (trace_) say(index, "hypervisor: its memory map is another one");
+    guest.watch->map_in(static_cast<AddressSpace>(map->slot.address_space));
   } else if (trace_) {
     say(index, "hypervisor: a message that hypervisors do not send");
   }

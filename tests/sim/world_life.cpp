@@ -247,6 +247,8 @@ void World::live(unsigned index) {
     guest.hypervisor.unhook(guest.unhook_reason, sends_);
     return post(sends_, What::HypervisorSays, index, 0, guest.link);
   }
+  if (rng_.permille(4 * chance) && guest.hypervisor.change_map(sends_))
+    return post(sends_, What::HypervisorSays, index, 0, guest.link);
   if (rng_.permille(chance) && !guest.garbage_coming) {
     guest.garbage_coming = true;
     const std::string_view what = guest.hypervisor.garbage(sends_);
