@@ -17,10 +17,11 @@ ScriptedHypervisor::ScriptedHypervisor(const std::string& socket_path, ScriptedG
                          .name = guest_.name,
                          .max_gpa = guest_.max_gpa,
                          .kvmi2 = true,
-                         .flags = 0,
-                         .ram_bytes = 0},
+                         .flags = guest_.ram_bytes != 0 ? std::uint32_t{KVMI_HANDSHAKE_RAM_SHARED} : 0U,
+                         .ram_bytes = guest_.ram_bytes},
          hello);
-  socket_.send(hello);
+  if (guest_.descriptors.empty()) socket_.send(hello);
+  else socket_.send_with_descriptors(hello, std::span<const int>(guest_.descriptors));
   const auto bytes = socket_.read_exact(sizeof(kvmi_handshake_answer) + sizeof(kvmi_handshake_answer_kvmi2));
   if (!bytes) return;
   const auto answer = parse_hypervisor_answer(*bytes);
@@ -109,6 +110,10 @@ CommandReply ScriptedHypervisor::reply_to(const Command& command) {
                                 return TranslateGvaReply{Gpa{c.gva.value}, 4096, 7, false};
                               },
                               [&](const GetXcr&) -> ReplyBody { return GetXcrReply{1}; },
+                              [&](const GetMemoryMap& c) -> ReplyBody {
+                                slot_ = {0, guest_.ram_bytes, static_cast<std::uint16_t>(c.space), 0, 0};
+                                return GetMemoryMapReply{std::span<const kvmi_memory_slot>(&slot_, 1)};
+                              },
                               [&](const auto&) -> ReplyBody { return {}; },
                           },
                           command);

@@ -29,6 +29,8 @@ struct ScriptedGuest {
   std::uint64_t max_gpa = 64U << 20U;
   EventSet events = kEveryEvent;
   CommandSet commands{(std::uint64_t{1} << 34U) - 1};
+  std::uint64_t ram_bytes = 0;     ///< not 0: its hello says RAM_SHARED; with GET_MEMORY_MAP that is its one slot
+  std::vector<int> descriptors{};  ///< sent with the hello; the caller keeps them
 };
 
 /// A command as a hypervisor got it.
@@ -86,6 +88,7 @@ class ScriptedHypervisor {
   bool closed_ = false;
   ByteBuffer data_;                 // of the reply being made
   std::vector<kvmi_x86_msr> msrs_;  // likewise
+  kvmi_memory_slot slot_{};         // likewise
   std::thread thread_;
 };
 

@@ -55,7 +55,7 @@ const std::vector<WrongConfig> kWrongConfigs{
     {R"({"policy": [{}]})", "/policy/0", "match"},
     {R"({"policy": [{"match": "everybody"}]})", "/policy/0/match", "everybody"},
     {R"({"policy": [{"match": {}}]})", "/policy/0/match", "nobody"},
-    {R"({"policy": [{"match": {"uid": [0, "root"]}}]})", "/policy/0/match/uid/1", "root"},
+    {R"({"policy": [{"match": {"uid": [0, "no-such-user"]}}]})", "/policy/0/match/uid/1", "no-such-user"},
     {R"({"policy": [{"match": {"uid": [4294967296]}}]})", "/policy/0/match/uid/0", "4294967296"},
     {R"({"policy": [{"match": "*", "commands": ["*"]}, {"match": "*", "commands": ["READ_PHYSICAL", "FLY"]}]})",
      "/policy/1/commands/1", "FLY"},

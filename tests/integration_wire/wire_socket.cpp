@@ -60,8 +60,11 @@ bool WireSocket::send(Bytes bytes) {
 
 void WireSocket::send_with_descriptors(Bytes bytes, std::size_t count) {
   const client::UniqueFd null(::open("/dev/null", O_RDONLY | O_CLOEXEC));
-  const std::vector<int> fds(count, null.get());
-  std::vector<char> control(CMSG_SPACE(count * sizeof(int)));
+  send_with_descriptors(bytes, std::span<const int>(std::vector<int>(count, null.get())));
+}
+
+void WireSocket::send_with_descriptors(Bytes bytes, std::span<const int> descriptors) {
+  std::vector<char> control(CMSG_SPACE(descriptors.size_bytes()));
   iovec part{const_cast<std::byte*>(bytes.data()), bytes.size()};
   msghdr message{};
   message.msg_iov = &part;
@@ -71,8 +74,8 @@ void WireSocket::send_with_descriptors(Bytes bytes, std::size_t count) {
   cmsghdr* head = CMSG_FIRSTHDR(&message);
   head->cmsg_level = SOL_SOCKET;
   head->cmsg_type = SCM_RIGHTS;
-  head->cmsg_len = CMSG_LEN(count * sizeof(int));
-  std::memcpy(CMSG_DATA(head), fds.data(), count * sizeof(int));
+  head->cmsg_len = CMSG_LEN(descriptors.size_bytes());
+  std::memcpy(CMSG_DATA(head), descriptors.data(), descriptors.size_bytes());
   if (::sendmsg(fd_.get(), &message, MSG_NOSIGNAL) != static_cast<ssize_t>(bytes.size()))
     throw std::runtime_error(std::string("sendmsg: ") + std::strerror(errno));
 }

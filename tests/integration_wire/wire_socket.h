@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <cstring>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -39,6 +40,8 @@ class WireSocket {
   bool send(Bytes bytes);
   /// All of it, with `count` descriptors of /dev/null beside the first byte.
   void send_with_descriptors(Bytes bytes, std::size_t count);
+  /// The same with these.
+  void send_with_descriptors(Bytes bytes, std::span<const int> descriptors);
   /// No further byte will come from this side; the other direction stays.
   void end_of_stream();
   /// Exactly `n` bytes, or nothing where the peer closed first.
