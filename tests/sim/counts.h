@@ -70,6 +70,7 @@ enum class Seen : std::uint8_t {
   CookiesTaken,
   CookiesRefused,
   VotesWithCookies,
+  StaleVotes,
   Count,
 };
 
@@ -133,6 +134,7 @@ inline constexpr std::array<std::string_view, static_cast<std::size_t>(Seen::Cou
     "writes with a cookie accepted",
     "writes with a cookie refused as stale",
     "votes with a cookie",
+    "of these alone and stale",
 };
 
 class Counts {

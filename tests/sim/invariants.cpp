@@ -19,9 +19,6 @@ constexpr std::string_view kI7 = "I7 commands are answered once";
   throw Violation(std::string(invariant), text);
 }
 std::string agent_text(AgentId id) { return "agent " + std::to_string(id.value); }
-std::string event_text(const Event& event) {
-  return std::string(name_of(event.kind())) + " of vCPU " + std::to_string(event.vcpu.value);
-}
 
 Action allowed(Action wanted, ActionSet actions) { return actions.has(wanted) ? wanted : core::mildest(actions); }
 
@@ -168,7 +165,10 @@ void Watch::message_in(AgentId id, Seq seq, const Downward& message) {
       decider.action = std::max(decider.action, reply->action);
       decider.step_over = decider.step_over || reply->step_over;
       decider.with_cookie = decider.with_cookie || reply->has_cookie;
-      if (reply->has_cookie) counts_.add(Seen::VotesWithCookies);
+      if (reply->has_cookie) {
+        counts_.add(Seen::VotesWithCookies);
+        decider.cookie_stale = cookies_.is_stale(open->event.space, reply->cookie);
+      }
       ++decider.voted;
     }
     return;
@@ -368,6 +368,7 @@ void Watch::on_event_reply(const core::SendEventReply& e, TimePoint now) {
   open->agents_seq = e.event_seq;
   i1_answer_is_the_verdict(*open, e.reply.action);
   i8_hit_is_not_given_to_the_guest(*open, e.reply.action);
+  i9_vote_is_of_the_latest_state(*open, e.reply.action);
 
   static constexpr std::array<Seen, 4> kVerdicts{Seen::VerdictAllow, Seen::VerdictRetry, Seen::VerdictSkip,
                                                  Seen::VerdictCrash};
@@ -420,111 +421,6 @@ void Watch::on_reply(const core::SendReply& e) {
   counts_.add(Seen::CommandsGranted);
   if (pending.id == KVMI_MSG_READ_PHYSICAL) i5_read_is_what_was_read(pending, e.reply);
   if (pending.is_wish) granted(agent, pending, e.reply);
-}
-
-void Watch::on_notice(const core::SendNotice& e) {
-  must_find(e.agent, "a notice");
-  const Notice& notice = e.notice;
-  const auto about = [&]() -> OpenEvent* {
-    if (notice.vcpu.value >= kVcpus) return nullptr;
-    for (auto* events : {&open_, &ended_}) {
-      auto& open = (*events)[notice.vcpu.value];
-      if (open && open->agents_seq == notice.event_seq) return &*open;
-    }
-    return nullptr;
-  };
-  const auto decider_of = [&](OpenEvent* open) -> Decider* {
-    if (open == nullptr) return nullptr;
-    for (Decider& decider : open->deciders)
-      if (decider.id == e.agent) return &decider;
-    return nullptr;
-  };
-  switch (notice.kind) {
-    case NoticeKind::Expired: {
-      counts_.add(Seen::Expired);
-      Decider* decider = decider_of(about());
-      if (decider == nullptr || decider->voted >= decider->owed || decider->defaulted)
-        violate_or_go_on(std::string(kI5),
-                         agent_text(e.agent) + " is told that it missed a deadline that it did not have");
-      if (decider != nullptr) decider->defaulted = true;
-      return;
-    }
-    case NoticeKind::ReplyRefused: {
-      counts_.add(Seen::RepliesRefused);
-      // What was said in view of something stale is told to all who did when the last one has voted.
-      if (const Decider* decider = decider_of(about());
-          notice.error == ErrorCode::Stale && decider != nullptr && decider->with_cookie)
-        return;
-      if (input_ == Input::Agent && input_agent_ != e.agent && notice.error != ErrorCode::Busy)
-        violated(kI5, agent_text(e.agent) + " is told of a reply that another agent sent");
-      if (input_ != Input::Agent || input_agent_ != e.agent) return;
-      // Its vote of this input does not count; where it was owed, its default does.
-      for (auto* events : {&open_, &ended_})
-        for (auto& open : *events)
-          if (Decider* decider = decider_of(open ? &*open : nullptr)) {
-            if (open->agents_seq != notice.event_seq) continue;
-            if (decider->tentative)
-              --decider->voted, decider->action = decider->action_before, decider->step_over = false;
-            decider->tentative = false;
-            if (decider->voted < decider->owed && notice.error == ErrorCode::Invalid) decider->defaulted = true;
-          }
-      return;
-    }
-    case NoticeKind::Demoted:
-      counts_.add(Seen::Demoted);
-      for (VcpuWish& vcpu : find(e.agent)->has.vcpus) vcpu.deciding = 0;
-      return;
-    case NoticeKind::Outcome: {
-      counts_.add(Seen::Outcomes);
-      OpenEvent* open = about();
-      if (open == nullptr) violated(kI5, agent_text(e.agent) + " is told how an event ended that is not known");
-      if (std::find(open->told.begin(), open->told.end(), e.agent) == open->told.end())
-        violated(kI5, agent_text(e.agent) + " is told how an event ended that it was not told of");
-      if (std::find(open->outcomes_told.begin(), open->outcomes_told.end(), e.agent) != open->outcomes_told.end())
-        violated(kI7, agent_text(e.agent) + " got two OUTCOME notices of one event");
-      open->outcomes_told.push_back(e.agent);
-      bool step_over = false;
-      const auto verdict = verdict_of(*open, step_over);
-      if (verdict && *verdict != notice.action &&
-          !(open->event.kind() == EventKind::Breakpoint && notice.action == Action::Retry) &&
-          !(steps_over_own(*open, *verdict, step_over) && notice.action == Action::Allow))
-        violated(kI7, "OUTCOME of " + event_text(open->event) + " says " + std::string(name_of(notice.action)) +
-                          ", but the agents' verdict is " + std::string(name_of(*verdict)));
-      return;
-    }
-    case NoticeKind::Revoked: {
-      counts_.add(Seen::Revoked);
-      if (notice.error == ErrorCode::NotPermitted && input_agent_ == e.agent &&
-          (input_ == Input::GrantLost || input_ == Input::GrantChanged))
-        return;
-      if (asking_ && link_up_ && !input_error_) {  // the first moment of a link: what it has less is known
-        return;
-      }
-      // What the hypervisor refused, or a patch that cannot be got past, is given up; the notice does not say which.
-      Agent& agent = *find(e.agent);
-      const bool patches = wishes(
-          agent, [](const Wishes& has) { return !has.patches.empty(); },
-          [](const Wish& wish) { return wish.flags != 0; });
-      if (!input_error_ && !patches)
-        violated("I2 the hypervisor has the union", agent_text(e.agent) + " lost something, and nothing happened");
-      agent.uncertain = true;
-      return;
-    }
-    case NoticeKind::FrameRefused:
-      return;
-  }
-}
-
-void Watch::on_close_agent(const core::CloseAgent& e) {
-  Agent& agent = must_find(e.agent, "a close");
-  if (input_ == Input::GrantLost && input_agent_ == e.agent) {
-    agent.closing = true;
-    return;
-  }
-  if (!another_guest_) violated(kI5, agent_text(e.agent) + " was closed for nothing");
-  counts_.add(Seen::AgentsReset);
-  if (!agent.pending.empty()) violated(kI7, agent_text(e.agent) + " was let go with open commands");
-  std::erase_if(agents_, [&](const Agent& a) { return a.id == e.agent; });
 }
 
 }  // namespace kvmid::sim

@@ -100,6 +100,7 @@ class Watch {
     bool tentative = false;  ///< the vote of this input, unless it is refused
     bool step_over = false;
     bool with_cookie = false;
+    bool cookie_stale = false;  ///< something had changed when the vote came
     Action action{};         ///< the strictest it said
     Action action_before{};  ///< without the vote of this input
     Action default_action{};
@@ -175,6 +176,7 @@ class Watch {
   void i6_accounts(const core::GuestInfo& info);
   void i7_all_are_answered() const;
   void i9_cookie_is_new(const Pending& pending) const;
+  void i9_vote_is_of_the_latest_state(const OpenEvent& open, Action action) const;
   void i9_note_reply(const Pending& pending, const CommandReply& reply);
   void i8_hit_is_not_given_to_the_guest(const OpenEvent& open, Action action) const;
   [[nodiscard]] static bool steps_over_own(const OpenEvent& open, Action verdict, bool step_over);

@@ -2,6 +2,7 @@
 // What must hold of guest memory: cookies, and patches that are lifted.
 #include <algorithm>
 
+#include "protocol/result.h"
 #include "tests/sim/invariants.h"
 
 namespace kvmid::sim {
@@ -29,6 +30,20 @@ void Watch::i9_cookie_is_new(const Pending& pending) const {
     violate_or_go_on("I9 a cookie is of the latest state",
                      "a write of " + std::to_string(pending.bytes) + " bytes at " + hex(pending.gpa) +
                          " was accepted, and something of it has changed since its cookie was given");
+}
+
+/// One agent decides, and names a cookie: what it saw has changed, so the guest tries again.
+void Watch::i9_vote_is_of_the_latest_state(const OpenEvent& open, Action action) const {
+  if (open.uncertain || open.deciders.size() != 1) return;
+  const Decider& decider = open.deciders.front();
+  if (!decider.cookie_stale || decider.defaulted || decider.owed != 1 || decider.voted != 1) return;
+  counts_.add(Seen::StaleVotes);
+  const ActionSet actions = open.event.actions;
+  const Action expected = actions.has(Action::Retry) ? Action::Retry : core::mildest(actions);
+  if (action != expected)
+    violate_or_go_on("I9 a cookie is of the latest state",
+                     "a vote of agent " + std::to_string(decider.id.value) + " was based on something that has changed, " +
+                         "and the event was answered with " + std::string(name_of(action)));
 }
 
 void Watch::i9_note_reply(const Pending& pending, const CommandReply& reply) {

@@ -106,8 +106,8 @@ int main_of(int argc, char** argv) {
   bool find_planted = false;
   app.add_option("--plant", plant, "put this mistake into the core: " + planted_names());
   app.add_flag("--find-planted", find_planted,
-               "for each mistake run the seeds until it is found; fail if one is not, or by another invariant than its "
-               "own, or if something is found where none is planted");
+               "for each mistake run the seeds until its own invariant is violated; fail if one is not, or if something is "
+               "found where none is planted");
 #endif
   try {
     app.parse(argc, argv);
