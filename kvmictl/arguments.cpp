@@ -8,6 +8,7 @@
 
 #include "client/filter.h"
 #include "kvmictl/completion.h"
+#include "kvmictl/memory_arguments.h"
 #include "kvmictl/numbers.h"
 #include "protocol/message.h"
 
@@ -24,7 +25,7 @@ constexpr const char* kFooter =
 
 /// Numbers and bytes as typed, until the whole line is known to be well-formed.
 struct Typed {
-  std::string address, length, bytes, expected, cookie, shell;
+  std::string address, bytes, expected, cookie, shell;
   std::uint16_t vcpu = 0;
   double hold_seconds = 0;
   std::uint64_t instructions = 16;
@@ -144,14 +145,12 @@ class Grammar {
   }
 
   void add_memory() {
-    CLI::App* mem = group("mem", "Read and write guest physical memory\n\nExample: kvmictl mem read web1 0x1000 256");
-    CLI::App* read = guest_of(add("read", Subcommand::MemRead,
-                                  "Print guest physical memory as a hex dump\n\n"
-                                  "Example: kvmictl mem read web1 0x100000 4k --raw > page.bin",
-                                  mem));
-    read->add_option("ADDR", typed_.address, "Guest physical address, 0x1000 or 4096")->required();
-    read->add_option("LEN", typed_.length, "Bytes; 4k and 2M work too")->required();
-    read->add_flag("--raw", out_.raw, "The bytes as they are, not a dump");
+    CLI::App* mem = group("mem", "Guest memory: read, write, dump, search, watch, translate\n\n"
+                                 "Addresses are guest physical unless --virtual is given.\n\n"
+                                 "Example: kvmictl mem read web1 0x1000 256");
+    memory_.add([&](const char* name, Subcommand id, const std::string& what) {
+      return guest_of(add(name, id, what, mem));
+    });
 
     CLI::App* write = guest_of(add("write", Subcommand::MemWrite,
                                    "Write guest physical memory; shows what is there and asks before\n\n"
@@ -251,19 +250,12 @@ class Grammar {
     for (const auto* option : vcpus_) {
       if (option->count() > 0) out_.vcpu = typed_.vcpu;
     }
+    memory_.take();
     if (hold_->count() > 0) out_.hold_seconds = typed_.hold_seconds;
     const bool write = out_.subcommand == Subcommand::MemWrite;
-    if (!typed_.address.empty() || write || out_.subcommand == Subcommand::MemRead) {
+    if (!typed_.address.empty() || write) {
       out_.address = parse_number(typed_.address, false);
       if (!out_.address) throw CLI::ValidationError("ADDR", "\"" + typed_.address + "\" is no address");
-    }
-    if (out_.subcommand == Subcommand::MemRead) {
-      out_.length = parse_number(typed_.length, true).value_or(0);
-      if (out_.length == 0) throw CLI::ValidationError("LEN", "\"" + typed_.length + "\" is no length");
-      if (*out_.address + (out_.length - 1) < *out_.address) {
-        throw CLI::ValidationError("LEN", "the range goes past the end of the address space");
-      }
-      if (out_.raw && out_.json) throw CLI::ValidationError("--raw", "goes not together with --json");
     }
     if (write) {
       if (typed_.bytes.empty() && file_->count() == 0) throw CLI::RequiredError("HEX or --file");
@@ -320,6 +312,7 @@ class Grammar {
   }
 
   Arguments& out_;
+  MemoryGrammar memory_{out_};
   Typed typed_;
   CLI::App app_{"Shows and steers what kvmid, the broker for KVM introspection, does.\n\nExample: kvmictl guests",
                 "kvmictl"};

@@ -38,6 +38,10 @@ enum class Subcommand {
   Regs,
   MemRead,
   MemWrite,
+  MemDump,
+  MemSearch,
+  MemWatch,
+  MemTranslate,
   Disas,
   Pause,
   Resume,
@@ -58,6 +62,24 @@ struct PolicyQuestion {
   std::string event;    ///< empty: not asked
 };
 
+enum class DumpFormat { Raw, Elf };
+
+// What one call of a subcommand of mem takes at most.
+inline constexpr std::uint64_t kWholeMax = 64U << 20U;  ///< bytes that are kept before any is printed
+inline constexpr std::uint64_t kStringMax = 4096;       ///< --string without LEN
+inline constexpr std::uint64_t kWatchMax = 1U << 20U;
+inline constexpr std::size_t kPatternMax = 4096;
+
+/// Of mem, but for mem write.
+struct MemoryArguments {
+  bool is_virtual = false;
+  unsigned integer_bytes = 0;  ///< read --int: 1, 2, 4, 8; 0: not given
+  bool as_string = false;
+  DumpFormat format{};
+  bool resume = false;
+  std::uint64_t rate = 0;  ///< bytes a second; 0: no limit
+};
+
 struct Arguments {
   Subcommand subcommand{};
   std::string admin_socket;
@@ -67,17 +89,18 @@ struct Arguments {
   std::uint32_t agent = 0;
   std::optional<std::uint16_t> vcpu;  ///< none: all (regs, disas, crash: 0)
   std::string kinds = "all";
-  std::uint64_t count = 0;               ///< events: 0 is no end; disas: instructions
+  std::uint64_t count = 0;               ///< events, mem search, mem watch: 0 is no end; disas: instructions
   std::optional<std::uint64_t> address;  ///< disas: none is RIP
   std::uint64_t length = 0;
   bool raw = false;
   std::optional<double> hold_seconds;  ///< pause --for
   bool yes = false;                    ///< do not ask
   bool force = false;                  ///< mem write: also over bytes that changed meanwhile
-  std::vector<std::byte> data;         ///< mem write HEX
+  std::vector<std::byte> data;         ///< mem write HEX; mem search: what for
   std::vector<std::byte> expected;     ///< mem write --expect; empty: not given
   std::optional<std::uint64_t> cookie; ///< mem write --cookie
-  std::string file;                    ///< mem write --file; policy check and doctor --config
+  MemoryArguments memory;
+  std::string file;                    ///< mem write --file; mem dump FILE; policy check and doctor --config
   bool physical = false;               ///< disas: the address is not translated
   bool once = false;
   double interval_seconds = 1;

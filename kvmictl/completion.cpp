@@ -68,9 +68,13 @@ _kvmictl() {
     --guest) _kvmictl_from < <(_kvmictl_guests "${sockets[@]}"); return ;;
     log-level) _kvmictl_from < <(printf '%s\n' trace debug info warn error critical off); return ;;
     completion) _kvmictl_from < <(echo bash); return ;;
-    --vcpu | --count | --interval | --for | --uid | --gid | --cid) return ;;
+    --format) _kvmictl_from < <(printf '%s\n' raw elf); return ;;
+    --int) _kvmictl_from < <(printf '%s\n' u8 u16 u32 u64); return ;;
+    --string) [[ $path == "mem search" ]] && return ;;
+    --rate | --vcpu | --count | --interval | --for | --uid | --gid | --cid) return ;;
   esac
   _kvmictl_from < <(_kvmictl_words_of "$path")
+  if [[ $cur != -* && $path == "mem dump" ]]; then _kvmictl_from < <(compgen -f -- "$cur"); fi
   if [[ $cur != -* && " $_kvmictl_takes_guest " == *"|$path|"* ]]; then
     _kvmictl_from < <(_kvmictl_guests "${sockets[@]}")
   fi

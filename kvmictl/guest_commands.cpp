@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "kvmictl/guest_commands.h"
 
-#include <algorithm>
 #include <array>
 #include <cstdio>
 
@@ -18,8 +17,6 @@ namespace {
 
 /// How long a running vCPU may take to stop.
 constexpr Millis kStopTimeout{5000};
-/// Read and printed at a time.
-constexpr std::uint64_t kChunk = 1U << 20U;
 constexpr std::array<std::uint32_t, 6> kMsrs{0xc0000080, 0xc0000081, 0xc0000082, 0xc0000083, 0xc0000100, 0xc0000102};
 
 void print(const std::string& text) { std::fwrite(text.data(), 1, text.size(), stdout); }
@@ -42,7 +39,8 @@ Result<void, ClientError> watch(AgentClient& client, const Arguments& arguments,
   return {};
 }
 
-/// Registers of a vCPU; one that the hypervisor cannot read while it runs is stopped for the moment.
+}  // namespace
+
 Result<Registers, ClientError> stopped_registers(AgentClient& client, VcpuId vcpu) {
   auto got = client.get_registers(vcpu);
   if (got || got.error().kind != ClientErrc::Failed || got.error().code != ErrorCode::TryAgain) return got;
@@ -58,8 +56,6 @@ Result<Registers, ClientError> stopped_registers(AgentClient& client, VcpuId vcp
     return got;
   }
 }
-
-}  // namespace
 
 int explain(const ClientError& error) {
   std::fprintf(stderr, "kvmictl: %s\n", printable(error.text).c_str());
@@ -140,36 +136,6 @@ int regs(const Arguments& arguments) {
   const auto got = stopped_registers(*attached, vcpu);
   if (!got) return explain(got.error());
   print(arguments.json ? registers_json(vcpu.value, *got).dump() + "\n" : render_registers(*got));
-  return kOk;
-}
-
-int mem_read(const Arguments& arguments) {
-  auto attached = AgentClient::attach(connect_options(arguments), arguments.guest);
-  if (!attached) return explain(attached.error());
-  std::string digits;
-  std::uint64_t cookie = 0;  // of the first part: the oldest, so that no change is missed
-  for (std::uint64_t done = 0; done < arguments.length;) {
-    const std::uint64_t at = *arguments.address + done;
-    const auto read = attached->read_physical(Gpa{at}, std::min(kChunk, arguments.length - done));
-    if (!read) return explain(read.error());
-    const auto& data = read->data;
-    if (done == 0) cookie = read->cookie;
-    if (arguments.raw) {
-      if (std::fwrite(data.data(), 1, data.size(), stdout) != data.size()) {
-        std::fprintf(stderr, "kvmictl: stdout takes no more\n");
-        return kFailed;
-      }
-    } else if (arguments.json) {
-      digits += hex_digits(data);
-    } else {
-      print(hex_dump(at, data));
-    }
-    done += data.size();
-  }
-  if (arguments.json) {
-    print("{\"schema\":1,\"gpa\":\"" + hex(*arguments.address) + "\",\"bytes\":" + std::to_string(arguments.length) +
-          ",\"cookie\":" + std::to_string(cookie) + ",\"data\":\"" + digits + "\"}\n");
-  }
   return kOk;
 }
 

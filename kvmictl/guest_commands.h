@@ -11,7 +11,11 @@ namespace kvmid::ctl {
 
 int events(const Arguments& arguments);
 int regs(const Arguments& arguments);
-int mem_read(const Arguments& arguments);
+int mem_read(const Arguments& arguments);       // mem_read.cpp
+int mem_translate(const Arguments& arguments);  // mem_read.cpp
+int mem_dump(const Arguments& arguments);       // mem_dump.cpp
+int mem_search(const Arguments& arguments);     // mem_search.cpp
+int mem_watch(const Arguments& arguments);      // mem_watch.cpp
 int mem_write(const Arguments& arguments);  // guest_changes.cpp
 int crash(const Arguments& arguments);      // guest_changes.cpp
 int disas(const Arguments& arguments);      // disas.cpp
@@ -20,6 +24,8 @@ int resume(const Arguments& arguments);     // pause.cpp
 
 /// Says on stderr what went wrong and what to do about it; returns the exit code.
 int explain(const client::ClientError& error);
+/// Registers of a vCPU; one that the hypervisor cannot read while it runs is stopped for the moment.
+Result<client::Registers, client::ClientError> stopped_registers(client::AgentClient& client, VcpuId vcpu);
 /// How kvmictl introduces itself.
 client::ConnectOptions connect_options(const Arguments& arguments);
 

@@ -94,6 +94,14 @@ int run(const Arguments& arguments) {
       return regs(arguments);
     case Subcommand::MemRead:
       return mem_read(arguments);
+    case Subcommand::MemDump:
+      return mem_dump(arguments);
+    case Subcommand::MemSearch:
+      return mem_search(arguments);
+    case Subcommand::MemWatch:
+      return mem_watch(arguments);
+    case Subcommand::MemTranslate:
+      return mem_translate(arguments);
     case Subcommand::MemWrite:
       return mem_write(arguments);
     case Subcommand::Disas:
