@@ -136,8 +136,8 @@ class Run {
 
   bool is_accepted(const Range& range, std::uint64_t cookie) const {
     if (options_.plant == CookiePlant::OneLater) cookie = std::min(cookie + 1, memory_.current());
-    return memory_.is_unchanged(range.gpa(), range.bytes() - (options_.plant == CookiePlant::OneShorter ? sizeof(Cell) : 0),
-                                cookie);
+    const std::uint64_t left_out = options_.plant == CookiePlant::OneShorter ? sizeof(Cell) : 0;
+    return memory_.is_unchanged(range.gpa(), range.bytes() - left_out, cookie);
   }
 
   /// As GuestMachine::write_physical() and its shell do it.

@@ -9,7 +9,7 @@ namespace kvmid::shm::testing {
 enum class CookiePlant : std::uint8_t {
   None,
   OneLater,    ///< a cookie passes for the next one
-  OneShorter,  ///< the last byte of a write is not looked at
+  OneShorter,  ///< the last cell of a write is not looked at
 };
 
 struct CookieOptions {

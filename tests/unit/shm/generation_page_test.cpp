@@ -96,7 +96,8 @@ TEST_CASE("a range larger than the table takes each place once", "[shm]") {
   for (std::uint64_t place = 0; place < 16; ++place) odd += changing(view.word(place)) ? 1 : 0;
   REQUIRE(odd == std::min<std::uint64_t>(bytes / kPageSize, 16));
   page.end_change(Gpa{0x5000}, bytes);
-  for (std::uint64_t place = 0; place < 16; ++place) REQUIRE(view.word(place) == (place == 4 && odd == 15 ? 0 : kWordStep));
+  for (std::uint64_t place = 0; place < 16; ++place)
+    REQUIRE(view.word(place) == (place == 4 && odd == 15 ? 0 : kWordStep));
 }
 
 TEST_CASE("the last byte of the address space has a place too", "[shm]") {

@@ -87,7 +87,8 @@ class PageView {
 
   [[nodiscard]] const GenerationHeader& header() const { return *static_cast<const GenerationHeader*>(data_); }
   [[nodiscard]] const GenerationWord& atomic_word(std::uint64_t place) const {
-    return reinterpret_cast<const GenerationWord*>(static_cast<const std::byte*>(data_) + kGenerationHeaderBytes)[place];
+    const auto* const words = static_cast<const std::byte*>(data_) + kGenerationHeaderBytes;
+    return reinterpret_cast<const GenerationWord*>(words)[place];
   }
   [[nodiscard]] std::uint64_t word(std::uint64_t place) const { return atomic_word(place).load(); }
   [[nodiscard]] std::uint64_t generation() const { return header().generation.load(); }

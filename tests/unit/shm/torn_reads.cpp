@@ -45,7 +45,10 @@ struct Region {
 class Run {
  public:
   explicit Run(const TornOptions& options)
-      : options_(options), guest_(kPages * kPageSize, kPlaces, kSizes.size()), view_(guest_.page), successors_(kRingSize) {
+      : options_(options),
+        guest_(kPages * kPageSize, kPlaces, kSizes.size()),
+        view_(guest_.page),
+        successors_(kRingSize) {
     for (std::size_t i = 0; i < regions_.size(); ++i) {
       Region& region = regions_[i];
       region.bytes = kSizes[i];
@@ -217,8 +220,8 @@ class Run {
       nexts[i] = successors_[value % kRingSize].load(std::memory_order_relaxed);
       if (nexts[i] > value && nexts[i] <= cookie) ++mine.stale;
     }
-    // Of one moment: the change of the one range had begun then, the next change of the other had not, and generations are
-    // in the order in which changes begin.
+    // Of one moment: the change of the one range had begun then, the next change of the other had not, and generations
+    // are in the order in which changes begin.
     if (ranges.size() == 2)
       for (std::size_t i = 0; i < 2; ++i) mine.split += nexts[i] > values[i] && nexts[i] < values[1 - i] ? 1 : 0;
   }
