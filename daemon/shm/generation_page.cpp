@@ -95,7 +95,7 @@ void GenerationPage::change_map(std::uint64_t generation) {
   // Relaxed: publish() stores the generation behind it with release, so who sees the new generation (acquire) sees
   // the odd sequence when it looks again, unless it has seen the even one below before.
   header().map_sequence.store(sequence + 1, std::memory_order_relaxed);
-  // Release: the same for a copy that meets what follows while the generation was older than the published one.
+  // Release: the odd sequence comes before all that follows, also where this generation was published already.
   std::atomic_thread_fence(std::memory_order_release);
   publish(generation);
   // Release: who sees this even sequence (acquire) sees the new generation: no read after a change of the map gets a
