@@ -3,10 +3,11 @@
 
 /// Cookies as agents see them, kept apart from the core's own generations, to compare the two.
 ///
-/// Shapes:   time is an order: the number of the input that something happened in. Of a change it may only be known that
+/// Shapes:   time is an order: the number of the input that something happened in. Of a change it may only be known
+/// that
 ///           it was between two inputs: when it was asked for, and when it was answered.
-/// Errors:   Violation of I9 out of given(), where cookies of one address space do not grow, or a change left one alone.
-/// Bounds:   the last kKept cookies of each address space. What is older is judged more mildly.
+/// Errors:   Violation of I9 out of given(), where cookies of one address space do not grow, or a change left one
+/// alone. Bounds:   the last kKept cookies of each address space. What is older is judged more mildly.
 
 #include <array>
 #include <cstdint>
@@ -41,8 +42,8 @@ class Cookies {
     Order map_changed = 0;
     Order any_from = 0;  ///< of the last change at all
     Order any_to = 0;
-    std::multimap<Order, std::uint64_t> given;      ///< cookies by time
-    std::map<std::uint64_t, Order> first_given;     ///< times by cookie
+    std::multimap<Order, std::uint64_t> given;   ///< cookies by time
+    std::map<std::uint64_t, Order> first_given;  ///< times by cookie
   };
   [[nodiscard]] Space& of(AddressSpace space) { return spaces_[static_cast<std::size_t>(space)]; }
   [[nodiscard]] const Space& of(AddressSpace space) const { return spaces_[static_cast<std::size_t>(space)]; }

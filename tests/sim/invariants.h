@@ -17,7 +17,8 @@
 ///             I6 accounts say what is held
 ///             I7 each command is answered once
 ///             I8 no hit of a patch is lost, or given to the guest
-///             I9 a cookie is of the latest state: a write that is based on it is accepted only if nothing changed since
+///             I9 a cookie is of the latest state: a write that is based on it is accepted only if nothing changed
+///             since
 /// Bounds:   everything is kept per vCPU, agent and open command; nothing grows with the length of the run.
 
 #include <optional>
@@ -101,8 +102,8 @@ class Watch {
     bool step_over = false;
     bool with_cookie = false;
     bool cookie_stale = false;  ///< something had changed when the vote came
-    Action action{};         ///< the strictest it said
-    Action action_before{};  ///< without the vote of this input
+    Action action{};            ///< the strictest it said
+    Action action_before{};     ///< without the vote of this input
     Action default_action{};
   };
   struct OpenEvent {
@@ -114,7 +115,7 @@ class Watch {
     TimePoint limit{};
     bool through_patch = false;
     bool maybe_at_patch = false;  ///< another place that is patched, or may be by now
-    bool uncertain = false;  ///< filters or a changed policy have a say in it
+    bool uncertain = false;       ///< filters or a changed policy have a say in it
     bool seen_in_window = false;
     Duration hypervisor_busy{};
     std::optional<Action> outcome;
@@ -195,7 +196,7 @@ class Watch {
   std::vector<OpenCommand> commands_;
   std::vector<std::uint64_t> gone_patches_;  ///< places where agents that are gone had patches, until all is quiet
   Cookies cookies_;
-  Order order_ = 1;  ///< of the input under way
+  Order order_ = 1;               ///< of the input under way
   std::vector<Agent> departing_;  ///< went while a change was under way: the rest of it is told, and taken back
   std::optional<Seq> unhook_;
   bool link_up_ = false;
@@ -207,7 +208,7 @@ class Watch {
   bool told_back_refused_ = false;
   TimePoint busy_since_{};
   bool told_all_ = false;  ///< it was quiet since the link is up: the hypervisor has the union
-  bool telling_ = false;  ///< commands were open before the input under way
+  bool telling_ = false;   ///< commands were open before the input under way
   std::uint32_t filter_numbers_ = 0;
 
   // of the input under way

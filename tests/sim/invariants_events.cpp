@@ -76,8 +76,8 @@ void Watch::i1_answer_is_the_verdict(const OpenEvent& open, Action action) const
                                          ", but the strictest vote was " + std::string(name_of(*verdict)));
 }
 
-/// A vCPU that begins anew is kept until the hypervisor has been told again what agents wish of it: the change under way
-/// (with what is undone of it), then that, each in two rounds of commands.
+/// A vCPU that begins anew is kept until the hypervisor has been told again what agents wish of it: the change under
+/// way (with what is undone of it), then that, each in two rounds of commands.
 Duration Watch::kept_for(const OpenEvent& open) const {
   const bool anew = open.event.kind() == EventKind::CreateVcpu;
   return anew && (telling_ || !commands_.empty()) ? 6 * command_timeout_ : Duration{};

@@ -41,9 +41,10 @@ void Watch::i9_vote_is_of_the_latest_state(const OpenEvent& open, Action action)
   const ActionSet actions = open.event.actions;
   const Action expected = actions.has(Action::Retry) ? Action::Retry : core::mildest(actions);
   if (action != expected)
-    violate_or_go_on("I9 a cookie is of the latest state",
-                     "a vote of agent " + std::to_string(decider.id.value) + " was based on something that has changed, " +
-                         "and the event was answered with " + std::string(name_of(action)));
+    violate_or_go_on("I9 a cookie is of the latest state", "a vote of agent " + std::to_string(decider.id.value) +
+                                                               " was based on something that has changed, " +
+                                                               "and the event was answered with " +
+                                                               std::string(name_of(action)));
 }
 
 void Watch::i9_note_reply(const Pending& pending, const CommandReply& reply) {

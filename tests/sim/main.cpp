@@ -105,9 +105,10 @@ int main_of(int argc, char** argv) {
   std::string plant;
   bool find_planted = false;
   app.add_option("--plant", plant, "put this mistake into the core: " + planted_names());
-  app.add_flag("--find-planted", find_planted,
-               "for each mistake run the seeds until its own invariant is violated; fail if one is not, or if something is "
-               "found where none is planted");
+  app.add_flag(
+      "--find-planted", find_planted,
+      "for each mistake run the seeds until its own invariant is violated; fail if one is not, or if something is "
+      "found where none is planted");
 #endif
   try {
     app.parse(argc, argv);

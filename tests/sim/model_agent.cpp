@@ -84,9 +84,7 @@ void ModelAgent::set_pages(Sends& out) {
 
 AddressSpace ModelAgent::some_space() { return rng_.percent(10) ? AddressSpace::Smm : AddressSpace::Normal; }
 
-void ModelAgent::remember(std::uint64_t cookie) {
-  cookies_[cookie_at_++ % cookies_.size()] = cookie;
-}
+void ModelAgent::remember(std::uint64_t cookie) { cookies_[cookie_at_++ % cookies_.size()] = cookie; }
 
 /// One that it was given, most often; or one of another address space, an old one, or one that nobody was given.
 void ModelAgent::add_cookie(WritePhysical& write) {

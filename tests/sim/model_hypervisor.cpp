@@ -12,7 +12,8 @@ namespace {
 constexpr ActionSet kEveryAction{0xf};
 constexpr ActionSet kNoRetry{KVMI_ACTION_BIT(KVMI_ACTION_ALLOW) | KVMI_ACTION_BIT(KVMI_ACTION_SKIP) |
                              KVMI_ACTION_BIT(KVMI_ACTION_CRASH)};
-/// So often a vCPU may meet one INT3 of the guest's own in a row and be told by kvmid to try again: patches come and go.
+/// So often a vCPU may meet one INT3 of the guest's own in a row and be told by kvmid to try again: patches come and
+/// go.
 constexpr unsigned kRetriedInVainMax = 40;
 constexpr ActionSet kAllowOrCrash{KVMI_ACTION_BIT(KVMI_ACTION_ALLOW) | KVMI_ACTION_BIT(KVMI_ACTION_CRASH)};
 

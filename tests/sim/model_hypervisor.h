@@ -51,7 +51,8 @@ class ModelHypervisor {
 
   /// kvmid has decided that the vCPU, which waits in a hit of a patch, shall execute what is under it.
   void promise_step(unsigned index, Seq event) { vcpus_[index].promised = event; }
-  /// kvmid, and no agent, has the vCPU execute an INT3 of the guest's own once more: for so long it may not know better.
+  /// kvmid, and no agent, has the vCPU execute an INT3 of the guest's own once more: for so long it may not know
+  /// better.
   void retried_by_kvmid(unsigned index, TimePoint now, Duration longest);
   /// The patch that was to be stepped over is nobody's any more: what is met there next is another one.
   void forgive_step(unsigned index) { vcpus_[index].must_step = false, vcpus_[index].promised.reset(); }
@@ -59,7 +60,8 @@ class ModelHypervisor {
     if (!vcpus_[index].must_step && !vcpus_[index].promised) return std::nullopt;
     return vcpus_[index].address;
   }
-  /// When it ran last, the vCPU executed the guest's own bytes there, and no patch was met; it was not to step over one.
+  /// When it ran last, the vCPU executed the guest's own bytes there, and no patch was met; it was not to step over
+  /// one.
   [[nodiscard]] std::optional<std::uint64_t> executed_bare(unsigned index) const {
     return index < vcpus_.size() ? vcpus_[index].executed_bare : std::nullopt;
   }

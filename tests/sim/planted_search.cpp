@@ -80,7 +80,8 @@ int find_planted_bugs(const std::vector<std::uint64_t>& seeds, std::uint64_t ste
     std::optional<Found> found;
     std::size_t runs = 0;
     std::string others;
-    // What goes wrong first differs from run to run: an MSR that is left is seen as soon as all is quiet, or at an UNHOOK.
+    // What goes wrong first differs from run to run: an MSR that is left is seen as soon as all is quiet, or at an
+    // UNHOOK.
     while (runs < seeds.size()) {
       found = run(seeds[runs++], steps);
       if (found && found->invariant.starts_with(bug.invariant)) break;
