@@ -147,8 +147,8 @@ int kvmid_set_page_access(kvmid_agent* agent, const struct kvmi_page_access_entr
 int kvmid_inject_exception(kvmid_agent* agent, const struct kvmi_inject_exception* exception);
 /* Any size; `cookie` may be NULL. */
 int kvmid_read_physical(kvmid_agent* agent, uint64_t gpa, void* buffer, size_t size, uint64_t* cookie);
-/* `count` ranges of any size, their bytes one after another; `size` is the sum. In as many messages as it takes; the cookie
- * is the oldest. After an error the buffer's content is unspecified. */
+/* `count` ranges of any size, their bytes one after another; `size` is the sum. In as many messages as it takes; the
+ * cookie is the oldest. After an error the buffer's content is unspecified. */
 int kvmid_read_scatter(kvmid_agent* agent, uint16_t address_space, const struct kvmi_read_range* ranges, size_t count,
                        void* buffer, size_t size, uint64_t* cookie);
 /* Guest virtual memory as that vCPU sees it: TRANSLATE_GVA for each page, then READ_PHYSICAL. -KVMI_EFAULT where an

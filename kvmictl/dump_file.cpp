@@ -210,8 +210,7 @@ DumpResult<DumpFile> DumpFile::resume(const std::string& path, Checkpoint now, c
   file.layout_ = lay_out(file.checkpoint_.format, file.checkpoint_.slots, note);
   struct stat info {};
   if (::fstat(file.fd_.get(), &info) != 0) return DumpError{failed(path, "look at")};
-  if (file.done() > file.layout_.memory_bytes ||
-      static_cast<std::uint64_t>(info.st_size) != file.layout_.file_bytes) {
+  if (file.done() > file.layout_.memory_bytes || static_cast<std::uint64_t>(info.st_size) != file.layout_.file_bytes) {
     return DumpError{path + " is not the file that " + resume_path(path) + " tells of"};
   }
   if (auto ready = file.prepare(); !ready) return ready.error();

@@ -8,7 +8,8 @@
 ///           p_paddr = p_vaddr = GPA.
 /// Errors:   texts for people, with the file's name.
 /// Bounds:   pages of zeros are holes of the file.
-/// Lifetime: FILE.resume is written anew after each kCheckpointBytes, and removed by finish(). It is replaced by a rename,
+/// Lifetime: FILE.resume is written anew after each kCheckpointBytes, and removed by finish(). It is replaced by a
+/// rename,
 ///           and what it says is in FILE is there before it.
 
 #include <cstddef>
@@ -34,10 +35,10 @@ struct DumpPart {
 };
 struct DumpLayout {
   DumpFormat format{};
-  std::vector<DumpPart> parts;      ///< one for each slot, ascending in memory and in the file
-  std::uint64_t memory_bytes = 0;   ///< of all parts
+  std::vector<DumpPart> parts;     ///< one for each slot, ascending in memory and in the file
+  std::uint64_t memory_bytes = 0;  ///< of all parts
   std::uint64_t file_bytes = 0;
-  std::vector<std::byte> header;    ///< of an ELF file
+  std::vector<std::byte> header;  ///< of an ELF file
 
   /// Where byte `done` of all parts together is in the file.
   [[nodiscard]] std::uint64_t offset_of(std::uint64_t done) const;

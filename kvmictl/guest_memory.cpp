@@ -44,7 +44,8 @@ std::string range_fault(std::span<const kvmi_memory_slot> slots, std::uint64_t g
     return "guest memory ends at GPA " + hex(run_last + 1) + ", within the range " + hex(gpa) + " to " + hex(last);
   }
   if (runs.empty()) return "this guest has no memory";
-  return "there is no guest memory at GPA " + hex(gpa) + "; the last ends at " + hex(runs.back().gpa + runs.back().bytes);
+  return "there is no guest memory at GPA " + hex(gpa) + "; the last ends at " +
+         hex(runs.back().gpa + runs.back().bytes);
 }
 
 Result<GuestMemory, ClientError> GuestMemory::open(const Arguments& arguments) {

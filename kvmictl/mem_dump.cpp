@@ -44,8 +44,7 @@ class Progress {
     last_ = now;
     drawn_ = true;
     const std::chrono::duration<double> seconds = now - start_;
-    const double rate =
-        seconds.count() > 0 ? static_cast<double>(done - begun_at_) / 1048576.0 / seconds.count() : 0;
+    const double rate = seconds.count() > 0 ? static_cast<double>(done - begun_at_) / 1048576.0 / seconds.count() : 0;
     std::fprintf(stderr, "\r%s\x1b[K", progress_line(done, total_, rate, width_ > 0 ? width_ - 1 : 0).c_str());
   }
 
@@ -70,9 +69,11 @@ Ended copy_all(const Arguments& arguments, GuestMemory& memory, DumpFile& file, 
   std::vector<std::byte> buffer(kPiece);
   Ended ended{kOk, file.checkpoint().cookie};
   const auto give_up = [&](int code) {
-    if (auto saved = file.save(); !saved) warn(saved.error().text);
-    else warn(std::to_string(file.done()) + " of " + std::to_string(layout.memory_bytes) +
-              " bytes are in " + arguments.file + "; --resume goes on");
+    if (auto saved = file.save(); !saved)
+      warn(saved.error().text);
+    else
+      warn(std::to_string(file.done()) + " of " + std::to_string(layout.memory_bytes) + " bytes are in " +
+           arguments.file + "; --resume goes on");
     ended.code = code;
     return ended;
   };
@@ -97,7 +98,8 @@ Ended copy_all(const Arguments& arguments, GuestMemory& memory, DumpFile& file, 
       Millis pause{0};
       if (arguments.memory.rate != 0) {
         const double seconds = static_cast<double>(file.done() - begun_at) / static_cast<double>(arguments.memory.rate);
-        const auto due = begun + std::chrono::duration_cast<SteadyClock::duration>(std::chrono::duration<double>(seconds));
+        const auto due =
+            begun + std::chrono::duration_cast<SteadyClock::duration>(std::chrono::duration<double>(seconds));
         pause = std::max(Millis{0}, std::chrono::duration_cast<Millis>(due - SteadyClock::now()));
       }
       if (stop.wait(std::min(pause, Millis{3'600'000}))) return give_up(kFailed);
@@ -140,10 +142,10 @@ int mem_dump(const Arguments& arguments) {
 
   const auto after = memory->client().get_memory_map();
   if (!after) return explain(after.error());
-  const bool same_map = std::equal(
-      after->begin(), after->end(), slots->begin(), slots->end(), [](const kvmi_memory_slot& a, const kvmi_memory_slot& b) {
-        return a.gpa == b.gpa && a.bytes == b.bytes && a.flags == b.flags;
-      });
+  const bool same_map = std::equal(after->begin(), after->end(), slots->begin(), slots->end(),
+                                   [](const kvmi_memory_slot& a, const kvmi_memory_slot& b) {
+                                     return a.gpa == b.gpa && a.bytes == b.bytes && a.flags == b.flags;
+                                   });
   if (auto done = file->finish(); !done) {
     warn(done.error().text);
     return kFailed;
@@ -152,12 +154,18 @@ int mem_dump(const Arguments& arguments) {
   const char* format = layout.format == DumpFormat::Elf ? "elf" : "raw";
   const std::uint64_t began = file->checkpoint().cookie;
   if (arguments.json) {
-    const Json json{{"schema", 1},           {"guest", uuid},
-                    {"file", arguments.file}, {"format", format},
-                    {"slots", slots->size()}, {"bytes", layout.memory_bytes},
-                    {"file_bytes", layout.file_bytes}, {"zero_bytes", file->zero_bytes()},
-                    {"resumed_at", resumed_at}, {"cookie_before", began},
-                    {"cookie", ended.cookie}, {"map_changed", !same_map}};
+    const Json json{{"schema", 1},
+                    {"guest", uuid},
+                    {"file", arguments.file},
+                    {"format", format},
+                    {"slots", slots->size()},
+                    {"bytes", layout.memory_bytes},
+                    {"file_bytes", layout.file_bytes},
+                    {"zero_bytes", file->zero_bytes()},
+                    {"resumed_at", resumed_at},
+                    {"cookie_before", began},
+                    {"cookie", ended.cookie},
+                    {"map_changed", !same_map}};
     std::fprintf(stdout, "%s\n", json.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
   } else {
     std::fprintf(stdout, "dumped %llu bytes in %zu slots to %s (%s)\n",

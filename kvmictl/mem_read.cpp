@@ -115,8 +115,8 @@ int mem_read(const Arguments& arguments) {
     const std::uint64_t at = *arguments.address + done;
     const auto data = std::span(buffer).first(std::min(kChunk, arguments.length - done));
     if (const auto read = memory->read(at, data); !read) return explain(read.error());
-    const bool printed = arguments.raw ? print({reinterpret_cast<const char*>(data.data()), data.size()})
-                                       : print(hex_dump(at, data));
+    const bool printed =
+        arguments.raw ? print({reinterpret_cast<const char*>(data.data()), data.size()}) : print(hex_dump(at, data));
     if (!printed) return kFailed;
     done += data.size();
   }
@@ -145,7 +145,7 @@ int mem_translate(const Arguments& arguments) {
     return print(json.dump() + "\n") ? kOk : kFailed;
   }
   const bool large = found->page_bytes >= 1U << 30U;
-  const std::string size = large ? std::to_string(found->page_bytes >> 30U) + " GiB"
+  const std::string size = large                            ? std::to_string(found->page_bytes >> 30U) + " GiB"
                            : found->page_bytes >= 1U << 20U ? std::to_string(found->page_bytes >> 20U) + " MiB"
                                                             : std::to_string(found->page_bytes >> 10U) + " KiB";
   return print(labelled("gpa", hex(found->gpa.value)) + labelled("page", size) + labelled("rights", rights) +

@@ -24,8 +24,8 @@ class PieceSearch {
     next_ = gpa;
     window_.clear();
   }
-  /// Calls `found` with the address of each place that ends in this piece, ascending, places that overlap too; ends when
-  /// it returns false, and returns false then.
+  /// Calls `found` with the address of each place that ends in this piece, ascending, places that overlap too; ends
+  /// when it returns false, and returns false then.
   bool feed(std::span<const std::byte> piece, const std::function<bool(std::uint64_t)>& found);
 
  private:

@@ -34,7 +34,8 @@ void print_changes(const Arguments& arguments, const std::vector<ChangedBytes>& 
                       {"before", hex_digits(change.before)},
                       {"after", hex_digits(change.after)}});
     }
-    const Json json{{"schema", 1}, {"time", timestamp()}, {"cookie_before", before}, {"cookie", after}, {"changes", list}};
+    const Json json{
+        {"schema", 1}, {"time", timestamp()}, {"cookie_before", before}, {"cookie", after}, {"changes", list}};
     std::fprintf(stdout, "%s\n", json.dump().c_str());
     return;
   }
@@ -77,11 +78,12 @@ int mem_watch(const Arguments& arguments) {
   std::vector<std::byte> before(arguments.length), after(arguments.length);
   auto cookie = memory->read(*arguments.address, before);
   if (!cookie) return explain(cookie.error());
-  std::fprintf(stderr,
-               "kvmictl: watching %s, cookie %llu. A cookie sees writes and patches through kvmid and changes of the memory "
-               "map,\nnot the guest's own stores, so the bytes are compared; what changes and changes back between two "
-               "looks is not seen.\n",
-               hex(*arguments.address).c_str(), static_cast<unsigned long long>(*cookie));
+  std::fprintf(
+      stderr,
+      "kvmictl: watching %s, cookie %llu. A cookie sees writes and patches through kvmid and changes of the memory "
+      "map,\nnot the guest's own stores, so the bytes are compared; what changes and changes back between two "
+      "looks is not seen.\n",
+      hex(*arguments.address).c_str(), static_cast<unsigned long long>(*cookie));
   const auto interval =
       std::chrono::duration_cast<SteadyClock::duration>(std::chrono::duration<double>(arguments.interval_seconds));
   auto next = SteadyClock::now();

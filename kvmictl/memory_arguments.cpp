@@ -31,7 +31,9 @@ void MemoryGrammar::add(const AddCommand& add_command) {
   auto* numbers = read->add_option("--int", int_, "As numbers: u8, u16, u32 or u64")
                       ->check(CLI::IsMember({"u8", "u16", "u32", "u64"}))
                       ->excludes(raw);
-  read->add_flag("--string", out_.memory.as_string, "As text that ends with a zero byte")->excludes(raw)->excludes(numbers);
+  read->add_flag("--string", out_.memory.as_string, "As text that ends with a zero byte")
+      ->excludes(raw)
+      ->excludes(numbers);
   add_virtual(read);
 
   CLI::App* dump = add_command("dump", Subcommand::MemDump,
@@ -52,11 +54,12 @@ void MemoryGrammar::add(const AddCommand& add_command) {
   search->add_option("--string", text_, "The bytes of this text")->excludes(hex);
   search->add_option("--count", out_.count, "Stop after N places");
 
-  CLI::App* watch = add_command("watch", Subcommand::MemWatch,
-                                "Look at some memory again and again, and print what changed\n\n"
-                                "Bytes are compared, because a cookie does not see the guest's own stores; what changes\n"
-                                "and changes back between two looks is not seen.\n\n"
-                                "Example: kvmictl mem watch web1 0x10018 8 --interval 0.1");
+  CLI::App* watch =
+      add_command("watch", Subcommand::MemWatch,
+                  "Look at some memory again and again, and print what changed\n\n"
+                  "Bytes are compared, because a cookie does not see the guest's own stores; what changes\n"
+                  "and changes back between two looks is not seen.\n\n"
+                  "Example: kvmictl mem watch web1 0x10018 8 --interval 0.1");
   watch->add_option("ADDR", address_, "Guest physical address, 0x1000 or 4096")->required();
   watch->add_option("LEN", length_, "Bytes, at most 1M")->required();
   watch->add_option("--interval", out_.interval_seconds, "Seconds between two looks")
@@ -88,9 +91,12 @@ void MemoryGrammar::take_read() {
   MemoryArguments& memory = out_.memory;
   if (!int_.empty()) memory.integer_bytes = kWidths.at(int_);
   if (length_.empty()) {
-    if (memory.integer_bytes != 0) out_.length = memory.integer_bytes;
-    else if (memory.as_string) out_.length = kStringMax;
-    else throw CLI::RequiredError("LEN");
+    if (memory.integer_bytes != 0)
+      out_.length = memory.integer_bytes;
+    else if (memory.as_string)
+      out_.length = kStringMax;
+    else
+      throw CLI::RequiredError("LEN");
     // A string may end before the address space does.
     const std::uint64_t left = ~std::uint64_t{0} - *out_.address;
     if (memory.as_string && left < out_.length) out_.length = left + 1;
@@ -131,10 +137,12 @@ void MemoryGrammar::take() {
   switch (out_.subcommand) {
     case Subcommand::MemRead:
     case Subcommand::MemWatch:
-      if (out_.vcpu && !out_.memory.is_virtual) throw wrong("--vcpu", "is for --virtual; a physical address has no vCPU");
+      if (out_.vcpu && !out_.memory.is_virtual)
+        throw wrong("--vcpu", "is for --virtual; a physical address has no vCPU");
       take_range();
       if (out_.subcommand == Subcommand::MemRead) return take_read();
-      if (out_.length > kWatchMax) throw wrong("LEN", "at most 1M is watched, not " + std::to_string(out_.length) + " bytes");
+      if (out_.length > kWatchMax)
+        throw wrong("LEN", "at most 1M is watched, not " + std::to_string(out_.length) + " bytes");
       return;
     case Subcommand::MemTranslate:
       return take_range();

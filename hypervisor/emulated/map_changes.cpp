@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //
-// A machine's memory map, and how it changes while the guest runs. Only the ROM page does: it has two places, its own and
-// the page behind RAM, and host memory of its own at each, so that the shared memfd always has offset = GPA.
+// A machine's memory map, and how it changes while the guest runs. Only the ROM page does: it has two places, its own
+// and the page behind RAM, and host memory of its own at each, so that the shared memfd always has offset = GPA.
 
 #include <cstring>
 #include <utility>
 
-#include "hypervisor/emulated/mailbox_layout.h"
 #include "hypervisor/emulated/machine.h"
+#include "hypervisor/emulated/mailbox_layout.h"
 
 namespace kvmid::emulated {
 

@@ -52,7 +52,7 @@ class Session final : public EventSink {
   [[nodiscard]] std::optional<std::string> resume();
 
   void raise(const Event& event) override;
-  /// Sends MEMORY_MAP_CHANGED. Patches on memory that goes away, or moves, are taken off first, so that what moves is the
+  /// Sends MEMORY_MAP_CHANGED. Patches on memory that goes or moves are taken off first, so that what moves is the
   /// guest's own; kvmid's UNPATCH finds none there.
   void map_changing(const MemoryMapChanged& change) override;
   /// Sends UNHOOK: the guest is about to be let go. Once in a session.

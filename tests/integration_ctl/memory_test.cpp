@@ -61,7 +61,8 @@ TEST_CASE("mem read prints bytes, numbers and text, physical and virtual", "[int
   CHECK(scene.ctl_json({"mem", "translate", "web1", "0x20000"}).at("rights") == "rw-");
   CHECK(scene.ctl_json({"mem", "translate", "web1", "0x600008"}).at("page_bytes") == 2U << 20U);
   CHECK(has(scene.ctl({"mem", "translate", "web1", "0x600008"}).text(), "2 MiB"));
-  const Json json = scene.ctl_json({"mem", "read", "web1", "0x1ff000", "8", "--int", "u64", "--virtual", "--vcpu", "1"});
+  const Json json =
+      scene.ctl_json({"mem", "read", "web1", "0x1ff000", "8", "--int", "u64", "--virtual", "--vcpu", "1"});
   std::uint64_t expected = 0;
   scene.guest.memory().read(Gpa{gpa - 0x123}, &expected, sizeof expected);
   CHECK(json.at("values").at(0) == expected);
@@ -87,7 +88,7 @@ TEST_CASE("mem read of what is not all memory prints nothing and says where memo
   refused({"0xffffff", "2", "--raw"}, "guest memory ends at GPA 0x1000000, within the range 0xffffff to 0x1000000");
   refused({"0x7fffffff0000", "8", "--int", "u64"}, "there is no guest memory at GPA 0x7fffffff0000");
   refused({"0x7fff00000000", "8", "--virtual"}, "GVA 0x7fff00000000 of vCPU 0 cannot be read");
-  refused({"0x3ffff000", "4k", "--virtual"}, "READ_PHYSICAL failed");       // mapped, and no memory
+  refused({"0x3ffff000", "4k", "--virtual"}, "READ_PHYSICAL failed");  // mapped, and no memory
   refused({"0x8000000000000000", "8", "--virtual"}, "not canonical");
   refused({"0x1000", "8", "--virtual", "--vcpu", "7"}, "vCPU 7");
   // From RAM through ROM into RAM: no hole.
@@ -117,7 +118,8 @@ TEST_CASE("mem search finds what the guest has, across slots", "[integration]") 
   const bool shared = GENERATE(true, false);
   RuntimeFolder folder;
   Daemon daemon(folder, {.config = config_text({}), .arguments = {}});
-  Guest guest(folder, {.vcpus = 2, .arguments = shared ? std::vector<std::string>{} : std::vector<std::string>{"--no-share-ram"}});
+  Guest guest(folder, {.vcpus = 2,
+                       .arguments = shared ? std::vector<std::string>{} : std::vector<std::string>{"--no-share-ram"}});
   guest.wait_online();
   const auto search = [&](std::vector<std::string> words) {
     words.insert(words.begin(), {"--agent-socket", folder.file("agent.sock"), "mem", "search", "web1"});
@@ -140,8 +142,8 @@ TEST_CASE("mem search finds what the guest has, across slots", "[integration]") 
 
 TEST_CASE("mem watch prints what changes, and who did it as far as cookies tell", "[integration]") {
   CtlScene scene;
-  Process watch("kvmictl", scene.with_sockets({"mem", "watch", "web1", "0x600000", "16", "--interval", "0.01", "--count",
-                                               "2", "--json"}));
+  Process watch("kvmictl", scene.with_sockets({"mem", "watch", "web1", "0x600000", "16", "--interval", "0.01",
+                                               "--count", "2", "--json"}));
   watch.wait_errors("not the guest's own stores");
   scene.guest.memory().write(Gpa{0x600004}, "\x01", 1);  // as a store of the guest: past kvmid
   REQUIRE(wait_until([&] { return watch.output().size() == 1; }));

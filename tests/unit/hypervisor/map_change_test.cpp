@@ -134,7 +134,8 @@ TEST_CASE("the ROM is removed and comes again as it was at the start", "[emulate
   CHECK(guest.in_memfd(kRomPage) == kZeros);
   CHECK_FALSE(guest.machine().is_memory(AddressSpace::Normal, gfn_of(kRomPage), 1));
   CHECK_FALSE(guest.machine().is_memory(AddressSpace::Normal, Gfn{0}, kBehind / kPageSize));
-  for (const auto change : {MapChange::Removed, MapChange::Moved, MapChange::Flags}) CHECK(guest.ask(change) == kRefused);
+  for (const auto change : {MapChange::Removed, MapChange::Moved, MapChange::Flags})
+    CHECK(guest.ask(change) == kRefused);
   CHECK(guest.changes.size() == 1);
 
   CHECK(guest.ask(MapChange::Added) == 0);

@@ -83,7 +83,8 @@ void append(DumpFile& file, std::uint64_t end, std::size_t step = 0x1000) {
     std::uint64_t before = 0;
     for (const auto& part : file.layout().parts) {
       if (file.done() < before + part.bytes) {
-        std::vector<std::byte> piece(std::min<std::uint64_t>({step, before + part.bytes - file.done(), end - file.done()}));
+        std::vector<std::byte> piece(
+            std::min<std::uint64_t>({step, before + part.bytes - file.done(), end - file.done()}));
         for (std::size_t i = 0; i < piece.size(); ++i) piece[i] = memory_at(part.gpa + (file.done() - before) + i);
         REQUIRE(file.append(piece));
         break;
@@ -359,10 +360,11 @@ TEST_CASE("a dump does not go on where it does not belong", "[kvmictl][mem]") {
   CHECK(why(checkpoint(DumpFormat::Raw)) == "it goes on");
   REQUIRE(::truncate(path.c_str(), 0x100) == 0);
   CHECK(has(why(checkpoint(DumpFormat::Raw)), "is not the file"));
-  for (const char* text : {"", "{}", "nonsense", "[1]", R"({"schema":2,"guest":"x","format":"raw","slots":[],"done":0,"cookie":1})",
-                           R"({"schema":1,"guest":"x","format":"raw","slots":[[1,2]],"done":0,"cookie":1})",
-                           R"({"schema":1,"guest":"x","format":"raw","slots":[[1,2,-3]],"done":0,"cookie":1})",
-                           R"({"schema":1,"guest":"x","format":"raw","slots":{},"done":-1,"cookie":1})"}) {
+  for (const char* text :
+       {"", "{}", "nonsense", "[1]", R"({"schema":2,"guest":"x","format":"raw","slots":[],"done":0,"cookie":1})",
+        R"({"schema":1,"guest":"x","format":"raw","slots":[[1,2]],"done":0,"cookie":1})",
+        R"({"schema":1,"guest":"x","format":"raw","slots":[[1,2,-3]],"done":0,"cookie":1})",
+        R"({"schema":1,"guest":"x","format":"raw","slots":{},"done":-1,"cookie":1})"}) {
     std::ofstream(path + ".resume", std::ios::trunc) << text;
     CAPTURE(text);
     CHECK(has(why(checkpoint(DumpFormat::Raw)), "is no record of a dump"));
