@@ -65,6 +65,20 @@ void Watch::on_link_closed() {
   for (Agent& agent : agents_) agent.pauses_asked = agent.pauses_told = {};
 }
 
+void Watch::stop_in() {
+  stopping_ = true;
+  give_up_votes();
+}
+
+/// Everything is about to be withdrawn: what was said so far counts, the rest becomes defaults.
+void Watch::give_up_votes() {
+  for (auto& open : open_) {
+    if (!open) continue;
+    open->seen_in_window = true;
+    for (Decider& decider : open->deciders) decider.defaulted = decider.defaulted || decider.voted < decider.owed;
+  }
+}
+
 void Watch::event_in(Seq seq, const Event& event, TimePoint now) {
   input_ = Input::Hypervisor;
   if (garbage_ || !link_up_) return;
@@ -72,9 +86,7 @@ void Watch::event_in(Seq seq, const Event& event, TimePoint now) {
   if (event.kind() == EventKind::Unhook) {
     unhook_ = seq;
     counts_.add(Seen::Unhooks);
-    for (auto& open : open_)  // what was said so far counts, the rest becomes defaults
-      if (open) open->seen_in_window = true;
-    return;
+    return give_up_votes();
   }
   const unsigned index = event.vcpu.value;
   if (index >= kVcpus || open_[index]) violated("model", "a vCPU of the model sent an event while it waits");

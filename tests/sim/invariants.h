@@ -50,7 +50,7 @@ class Watch {
   void malformed_in(AgentId id, Seq seq, std::uint16_t command);
   void grant_in(AgentId id, const core::Grant& grant, const core::GuestMachine& machine);
   void grant_lost_in(AgentId id);
-  void stop_in() { stopping_ = true; }
+  void stop_in();
 
   /// Not an input of the core: the guest itself has done something.
   void vcpu_ran(unsigned index) const;
@@ -158,6 +158,7 @@ class Watch {
   void on_notice(const core::SendNotice& e);
   void on_close_agent(const core::CloseAgent& e);
   void on_link_closed();
+  void give_up_votes();
   void granted(Agent& agent, const Pending& pending, const CommandReply& reply);
 
   // invariants_events.cpp, invariants_wishes.cpp: one function for each thing that must hold
