@@ -3,6 +3,7 @@
 
 #include <setjmp.h>
 #include <signal.h>
+#include <ucontext.h>
 
 #include <atomic>
 #include <cerrno>
@@ -28,7 +29,11 @@ void on_sigbus(int signal, siginfo_t* info, void* context) {
   Guard* const guard = current_guard;
   const auto address = reinterpret_cast<std::uintptr_t>(info->si_addr);
   const bool fault = info->si_code > 0;  // raised by the kernel, not by kill()
-  if (fault && guard != nullptr && address >= guard->begin && address < guard->end) siglongjmp(guard->back, 1);
+  if (fault && guard != nullptr && address >= guard->begin && address < guard->end) {
+    // The mask of what was interrupted: else what is blocked in here would stay so, and the next fault end the process.
+    ::pthread_sigmask(SIG_SETMASK, &static_cast<ucontext_t*>(context)->uc_sigmask, nullptr);
+    siglongjmp(guard->back, 1);
+  }
   if ((before_us.sa_flags & SA_SIGINFO) != 0) return before_us.sa_sigaction(signal, info, context);
   if (before_us.sa_handler == SIG_IGN && !fault) return;
   if (before_us.sa_handler != SIG_DFL && before_us.sa_handler != SIG_IGN) return before_us.sa_handler(signal);
@@ -36,16 +41,15 @@ void on_sigbus(int signal, siginfo_t* info, void* context) {
   struct sigaction standard = {};
   standard.sa_handler = SIG_DFL;
   ::sigaction(signal, &standard, nullptr);
-  if (!fault) ::raise(signal);
+  if (!fault) ::raise(signal);  // blocked until the handler returns
 }
 
 int install() {
   if (::sigaction(SIGBUS, nullptr, &before_us) != 0) return errno;
   struct sigaction ours = {};
   ours.sa_sigaction = on_sigbus;
-  // NODEFER: the signal mask is the same in the handler, so jumping out of it leaves nothing blocked, and sigsetjmp()
-  // need not save the mask, which would be a system call for each copy.
-  ours.sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK;
+  // sigsetjmp() does not save the signal mask, which would be a system call for each copy: the handler restores it.
+  ours.sa_flags = SA_SIGINFO | SA_ONSTACK;
   ::sigemptyset(&ours.sa_mask);
   return ::sigaction(SIGBUS, &ours, nullptr) == 0 ? 0 : errno;
 }
