@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: LGPL-2.1-or-later
+// SPDX-License-Identifier: GPL-2.0-or-later
 //
 // Reads that take more than one message: scattered ranges and guest virtual addresses.
 
@@ -27,8 +27,9 @@ class Guest {
       if (translate->gva.value >> 47 != 0 && translate->gva.value >> 47 != 0x1ffff)
         return {KVMI_MSG_TRANSLATE_GVA, ErrorCode::Fault, "the address is not canonical", {}};
       if (page >= 1000) return {KVMI_MSG_TRANSLATE_GVA, ErrorCode::Fault, "an entry on the way is not present", {}};
-      return ok(KVMI_MSG_TRANSLATE_GVA,
-                TranslateGvaReply{Gpa{(1000 - page) * kPageSize + translate->gva.value % kPageSize}, kPageSize, 7, true});
+      return ok(
+          KVMI_MSG_TRANSLATE_GVA,
+          TranslateGvaReply{Gpa{(1000 - page) * kPageSize + translate->gva.value % kPageSize}, kPageSize, 7, true});
     }
     const auto& read = std::get<ReadPhysical>(command);
     messages.push_back(read.ranges.size());
@@ -129,7 +130,8 @@ TEST_CASE("no more commands are open than kvmid lets one agent have", "[client]"
       most = std::max(most, open.size());
       if (open.size() < std::min<std::size_t>(16, 40 - answered) && !(answered >= 16)) continue;
       while (!open.empty()) {
-        peer.say(ok(KVMI_MSG_TRANSLATE_GVA, TranslateGvaReply{Gpa{0x1000 * answered}, kPageSize, 7, true}), open.front());
+        peer.say(ok(KVMI_MSG_TRANSLATE_GVA, TranslateGvaReply{Gpa{0x1000 * answered}, kPageSize, 7, true}),
+                 open.front());
         open.pop_front();
         ++answered;
       }
@@ -184,8 +186,9 @@ TEST_CASE("an address that is not mapped is named, and nothing stays open", "[cl
   REQUIRE_FALSE(read);
   CHECK(read.error().kind == ClientErrc::Failed);
   CHECK(read.error().code == ErrorCode::Fault);
-  CHECK(read.error().text == "GVA 0x3e8000 of vCPU 1 cannot be read: TRANSLATE_GVA failed: EFAULT (an entry on the way is "
-                             "not present)");
+  CHECK(read.error().text ==
+        "GVA 0x3e8000 of vCPU 1 cannot be read: TRANSLATE_GVA failed: EFAULT (an entry on the way is "
+        "not present)");
   CHECK(served.guest.messages.empty());
   REQUIRE(served.client.get_version());
   CHECK(served.client.open_requests() == 0);
