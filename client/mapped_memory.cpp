@@ -5,12 +5,15 @@
 #include <sched.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <bit>
 #include <cerrno>
 #include <cstring>
+#include <limits>
 #include <string>
 #include <system_error>
 #include <utility>
@@ -67,6 +70,15 @@ Result<const std::byte*, ClientError> map_file(int fd, std::uint64_t bytes, bool
   return static_cast<const std::byte*>(data);
 }
 
+constexpr std::int64_t kNever = std::numeric_limits<std::int64_t>::max();
+
+/// Good enough for kLookEvery, and no system call.
+std::int64_t coarse_ns() {
+  timespec now = {};
+  ::clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+  return std::int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
+}
+
 }  // namespace
 
 std::string_view text_of(MappedErrc error) {
@@ -101,6 +113,8 @@ Result<MappedMemory, ClientError> MappedMemory::map(const Descriptors& descripto
   if (!page) return page.error();
   memory.page_ = *page;
   memory.page_bytes_ = descriptors.generation_bytes;
+  memory.page_fd_ = ::fcntl(descriptors.generations, F_DUPFD_CLOEXEC, 0);
+  if (memory.page_fd_ < 0) return system_error("a descriptor cannot be copied", errno);
   memory.header_ = reinterpret_cast<const GenerationHeader*>(memory.page_);
   const auto grant = map_file(descriptors.grant, sizeof(GrantPage), false, false, "the grant page");
   if (!grant) return grant.error();
@@ -151,6 +165,8 @@ MappedMemory& MappedMemory::operator=(MappedMemory&& other) noexcept {
   page_bytes_ = other.page_bytes_;
   place_mask_ = other.place_mask_;
   attempts_ = other.attempts_;
+  page_fd_ = std::exchange(other.page_fd_, -1);
+  look_at_.store(other.look_at_.load(std::memory_order_relaxed), std::memory_order_relaxed);
   return *this;
 }
 
@@ -159,12 +175,29 @@ void MappedMemory::unmap() {
   if (page_ != nullptr) ::munmap(const_cast<std::byte*>(page_), page_bytes_);
   if (grant_ != nullptr) ::munmap(const_cast<std::byte*>(grant_), sizeof(GrantPage));
   ram_ = page_ = grant_ = nullptr;
+  if (page_fd_ >= 0) ::close(page_fd_);
+  page_fd_ = -1;
 }
 
 bool MappedMemory::revoked() const {
   if (grant_ == nullptr) return true;  // moved from
   // Acquire: the words and bytes were copied before; acquire keeps what the caller does next behind it.
-  return reinterpret_cast<const GrantPage*>(grant_)->revoked.load(std::memory_order_acquire) != 0;
+  return reinterpret_cast<const GrantPage*>(grant_)->revoked.load(std::memory_order_acquire) != 0 || !is_kept();
+}
+
+/// Whether kvmid still has its lock. Relaxed: two threads that look at the same time see the same.
+bool MappedMemory::is_kept() const {
+  const std::int64_t look_at = look_at_.load(std::memory_order_relaxed);
+  if (look_at == kNever) return false;
+  const std::int64_t now = coarse_ns();
+  if (now < look_at) return true;
+  struct flock ask = {};
+  ask.l_type = F_RDLCK;  // a lock of another reader would not be in its way
+  ask.l_whence = SEEK_SET;
+  ask.l_len = 1;
+  const bool gone = ::fcntl(page_fd_, F_OFD_GETLK, &ask) == 0 && ask.l_type == F_UNLCK;
+  look_at_.store(gone ? kNever : now + std::chrono::nanoseconds(kLookEvery).count(), std::memory_order_relaxed);
+  return !gone;
 }
 
 Result<void, MappedErrc> MappedMemory::read(Gpa gpa, std::span<std::byte> to) const {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #pragma once
 
+#include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -17,10 +19,10 @@ struct GrantedMemory;
 
 /// Why a read of mapped memory gave nothing.
 enum class MappedErrc : std::uint8_t {
-  Revoked,   ///< the grant has ended: this mapping is not kept true any more; drop it
+  Revoked,   ///< the grant has ended, or kvmid is gone: this mapping is not kept true any more; drop it
   AskKvmid,  ///< patches are laid there, so RAM does not hold the guest's own bytes: AgentClient::read_physical()
   Fault,     ///< not within guest RAM
-  Unstable,  ///< it kept changing, or kvmid is gone; AgentClient::read_physical() waits for its turn
+  Unstable,  ///< it kept changing; AgentClient::read_physical() waits for its turn
 };
 [[nodiscard]] std::string_view text_of(MappedErrc error);
 
@@ -40,12 +42,15 @@ struct MappedRange {
 ///           read_stable() gives up after Options::attempts copies.
 /// Errors:   map(): ClientError. Reads: MappedErrc; what the buffers hold then is unspecified. Reads never allocate.
 /// Threads:  reads from any number at once.
-/// Lifetime: the descriptors can be closed after map(). Close it when the connection to kvmid is lost: a kvmid that was
-///           killed says nothing any more, and revokes nothing.
+/// Lifetime: the descriptors can be closed after map(). A kvmid that was killed revokes nothing: reads ask the kernel
+///           every kLookEvery whether it is still there, and say Revoked from then on. Until then, and after a connection
+///           that was lost for another reason, reads go on; whoever needs to know at once looks at the connection.
 /// Source:   protocol/generation_page.h, docs/decisions/0007-sequence-lock.md. Not seen by any cookie: the guest's own
 ///           stores. A read of bytes that the guest writes meanwhile can be torn.
 class MappedMemory {
  public:
+  static constexpr std::chrono::milliseconds kLookEvery{10};
+
   struct Options {
     /// RAM that its hypervisor can cut short is refused, because reading behind its new end ends a process (SIGBUS).
     /// Set it where the hypervisor is trusted, or the process handles SIGBUS.
@@ -87,6 +92,7 @@ class MappedMemory {
     return gpa.value <= ram_bytes_ && bytes <= ram_bytes_ - gpa.value;
   }
   Words words_of(std::span<const MappedRange> ranges, std::memory_order order) const;
+  [[nodiscard]] bool is_kept() const;
   void unmap();
 
   const std::byte* ram_ = nullptr;
@@ -98,6 +104,8 @@ class MappedMemory {
   std::uint64_t page_bytes_ = 0;
   std::uint64_t place_mask_ = 0;
   unsigned attempts_ = 0;
+  int page_fd_ = -1;                              ///< to ask for its lock
+  mutable std::atomic<std::int64_t> look_at_{0};  ///< ns of the coarse clock; the largest there is: kvmid is gone
 };
 
 }  // namespace kvmid::client

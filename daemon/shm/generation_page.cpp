@@ -16,7 +16,8 @@ Result<GenerationPage, Error> GenerationPage::create(const Config& config) {
     return Error{"a generation page of " + std::to_string(config.place_count) + " places: not a power of two up to " +
                  std::to_string(kGenerationPlacesMax)};
   auto memory = SealedMemory::create("kvmid-generations",
-                                     kGenerationHeaderBytes + config.place_count * sizeof(GenerationWord));
+                                     kGenerationHeaderBytes + config.place_count * sizeof(GenerationWord),
+                                     SealedMemory::Owner::Told);
   if (!memory) return memory.error();
   return GenerationPage(std::move(memory).value(), config);
 }

@@ -46,7 +46,14 @@ Result<void, Error> GuestRam::read(Gpa gpa, std::span<std::byte> to) {
 }
 
 Result<UniqueFd, Error> GuestRam::read_only_fd() const {
-  // A duplicate would share the open file, and its right to write. This is a new one.
+  const int flags = ::fcntl(fd_.get(), F_GETFL);
+  if (flags >= 0 && (flags & O_ACCMODE) == O_RDONLY) {
+    UniqueFd copy(::fcntl(fd_.get(), F_DUPFD_CLOEXEC, 0));
+    if (!copy.valid()) return system_error("a descriptor cannot be copied", errno);
+    return Result<UniqueFd, Error>(std::move(copy));
+  }
+  // A duplicate would share the open file, and its right to write. This is a new one: where the file belongs to another
+  // user, who lets nobody else open it, there is none to be had.
   const std::string path = "/proc/self/fd/" + std::to_string(fd_.get());
   UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (!fd.valid()) return system_error("opening guest RAM read-only by " + path, errno);
