@@ -2,9 +2,25 @@
 // Guest RAM that the hypervisor of a GuestSession shares: mapping it, reading it for agents, giving it to agents.
 #include <spdlog/logger.h>
 
+#include <cerrno>
+#include <cstring>
+
 #include "daemon/io/guest_links.h"
 
 namespace kvmid::io {
+
+namespace {
+
+/// Room for `more` bytes at the end of the message that begins at `begin`, the last one.
+void grow_message(ByteBuffer& out, std::size_t begin, std::size_t more) {
+  kvmi_msg_hdr header;
+  std::memcpy(&header, out.data() + begin, sizeof header);
+  header.size = static_cast<std::uint16_t>(header.size + more);  // core has seen that it is not over the limit
+  std::memcpy(out.data() + begin, &header, sizeof header);
+  out.resize(out.size() + more);
+}
+
+}  // namespace
 
 /// A guest whose RAM cannot be mapped is served all the same, by messages.
 void GuestSession::map_ram(const HypervisorHello& hello, UniqueFd fd) {
@@ -26,20 +42,26 @@ void GuestSession::map_ram(const HypervisorHello& hello, UniqueFd fd) {
   services_.log.info("guest RAM is mapped guest={} bytes={}", field(hello.name), ram_->bytes());
 }
 
+/// Into the outbox at once: what is read is as large as all else of it together, and copying it twice would be seen.
 void GuestSession::answer_read(const core::ReadRam& effect) {
   AgentLink* agent = writable(effect.agent);
   if (agent == nullptr) return;
   CommandReply reply{.id = KVMI_MSG_READ_PHYSICAL, .error = ErrorCode::None, .text = {}, .body = {}};
-  ram_scratch_.resize(effect.bytes);
-  const auto read = ram_ ? ram_->read(effect.ranges, ram_scratch_)
+  ByteBuffer& out = agent->connection->outbox().compose();
+  const std::size_t begin = out.size();
+  reply.body = ReadPhysicalReply{effect.cookie, {}};
+  agent->dialect.encode(reply, effect.seq, out);
+  const std::size_t data = out.size();
+  grow_message(out, begin, effect.bytes);
+  const auto read = ram_ ? ram_->read(effect.ranges, std::span(out).subspan(data))
                          : Result<void, shm::Error>(shm::Error{"the hypervisor is gone", 0});
-  if (read) {
-    reply.body = ReadPhysicalReply{effect.cookie, ram_scratch_};
-  } else {
+  if (!read) {
+    out.resize(begin);
     reply.error = ErrorCode::NoDevice;
     reply.text = "guest RAM cannot be read any more";
+    reply.body = {};
+    agent->dialect.encode(reply, effect.seq, out);
   }
-  agent->dialect.encode(reply, effect.seq, agent->connection->outbox().compose());
   queued(*agent);
   if (!read) lose_hypervisor(OffReason::ProtocolError, "the guest RAM that it shared is gone: " + read.error().text, true);
 }
@@ -67,7 +89,9 @@ void GuestSession::answer_grant(const core::GrantRam& effect) {
       agent->connection->outbox().attach(std::move(*descriptors));
       agent->ram_grant.emplace(std::move(*grant));  // an older one ends
     } else {
-      refuse(ErrorCode::NoMemory, descriptors.error().text);
+      const int why = descriptors.error().os_error;
+      const bool closed_to_us = why == EACCES || why == EPERM;  // the hypervisor gave one for writing, and it is not ours
+      refuse(closed_to_us ? ErrorCode::NotSupported : ErrorCode::NoMemory, descriptors.error().text);
     }
   }
   agent->dialect.encode(reply, effect.seq, agent->connection->outbox().compose());
@@ -75,7 +99,16 @@ void GuestSession::answer_grant(const core::GrantRam& effect) {
 }
 
 void GuestSession::revoke_ram(AgentId id) {
-  if (AgentLink* agent = find(id)) agent->ram_grant.reset();
+  AgentLink* agent = find(id);
+  if (agent == nullptr) return;
+  agent->ram_grant.reset();
+  if (agent->lost) return;
+  const Notice notice{.kind = NoticeKind::Revoked,
+                      .error = ErrorCode::NotPermitted,
+                      .text = "policy changed: guest memory is not granted to this agent any more"};
+  audit_agent(AuditKind::AgentRevoked, *agent, notice.text);
+  agent->dialect.encode(notice, agent->connection->outbox().compose());
+  queued(*agent);
 }
 
 }  // namespace kvmid::io

@@ -102,7 +102,6 @@ class GuestSession : public std::enable_shared_from_this<GuestSession> {
   std::unique_ptr<HypervisorLink> hypervisor_;
   core::Peer last_hypervisor_;
   std::unique_ptr<SharedRam> ram_;  ///< of that hypervisor; null: it shares none
-  std::vector<std::byte> ram_scratch_;
   std::vector<std::unique_ptr<AgentLink>> agents_;
   std::vector<Connection*> dirty_;  ///< have something to write since the step began
   bool agents_lost_ = false;
