@@ -277,6 +277,7 @@ void AgentClient::take_reply(const Frame& frame) {
     fail(ClientErrc::Protocol, "kvmid answered command " + std::to_string(frame.seq.value) + " twice");
     return;
   }
+  if (request.into != nullptr && !request.forgotten && take_bytes(request, frame)) return;
   ByteBuffer storage(frame.payload.begin(), frame.payload.end());
   const auto decoded = dialect_.decode_upward(Frame{frame.id, frame.seq, storage});
   if (!decoded) {
@@ -308,6 +309,24 @@ void AgentClient::take_reply(const Frame& frame) {
     return;
   }
   request.reply.emplace(std::move(storage), *reply, std::move(fds));
+}
+
+/// A read that went well: its bytes go where they are wanted, and its reply has the cookie alone. False: look at it as at
+/// any reply.
+bool AgentClient::take_bytes(Request& request, const Frame& frame) {
+  const auto decoded = dialect_.decode_upward(frame);
+  if (!decoded) return false;
+  const auto* reply = std::get_if<CommandReply>(&*decoded);
+  const auto* body = reply == nullptr ? nullptr : std::get_if<ReadPhysicalReply>(&reply->body);
+  if (body == nullptr || body->data.size() != request.into->bytes) return false;
+  const std::byte* from = body->data.data();
+  for (std::size_t i = 0; i < request.into->ranges.size(); ++i) {
+    std::memcpy(request.into->to[i], from, request.into->ranges[i].size);
+    from += request.into->ranges[i].size;
+  }
+  CommandReply cookie{.id = reply->id, .text = {}, .body = ReadPhysicalReply{body->cookie, {}}};
+  request.reply.emplace(ByteBuffer{}, std::move(cookie), std::vector<UniqueFd>{});
+  return true;
 }
 
 void AgentClient::enqueue(AgentMessage message) {
@@ -449,8 +468,14 @@ Result<Ticket, ClientError> AgentClient::Batch::add(const Command& command) {
   }
   const Seq seq = client_.next_seq();
   client_.dialect_.encode(command, seq, bytes_);
-  commands_.emplace_back(seq, id_of(command));
+  commands_.push_back({seq, id_of(command)});
   return Ticket{seq};
+}
+
+Result<Ticket, ClientError> AgentClient::Batch::add_read(AddressSpace space, const ReadInto& into) {
+  const auto ticket = add(ReadPhysical{space, into.ranges});
+  if (ticket) commands_.back().into = &into;
+  return ticket;
 }
 
 void AgentClient::Batch::reply(const ReceivedEvent& event, Action action, ReplacedValue value) {
@@ -462,8 +487,8 @@ void AgentClient::Batch::reply(Seq seq, const EventReply& reply) { client_.diale
 Result<void, ClientError> AgentClient::Batch::send() {
   if (bytes_.empty()) return {};
   // Open before the first byte leaves: the reply may be read while the rest is still being written.
-  for (const auto& [seq, id] : commands_) {
-    client_.requests_.emplace(seq.value, Request{id, false, std::nullopt});
+  for (const auto& [seq, id, into] : commands_) {
+    client_.requests_.emplace(seq.value, Request{.id = id, .into = into});
     if (id == CommandId::GrantMemory) ++client_.grants_open_;
   }
   const auto commands = std::exchange(commands_, {});
@@ -471,7 +496,7 @@ Result<void, ClientError> AgentClient::Batch::send() {
   bool accepted = false;
   auto sent = client_.send(bytes, accepted);
   if (!accepted) {
-    for (const auto& [seq, id] : commands) {
+    for (const auto& [seq, id, into] : commands) {
       client_.requests_.erase(seq.value);
       if (id == CommandId::GrantMemory) --client_.grants_open_;
     }

@@ -168,6 +168,8 @@ struct ConnectOptions {
 /// Lifetime: the destructor closes the connection, and kvmid withdraws all that the agent had set up.
 /// Source:   protocol/PROTOCOL.md
 class AgentClient {
+  struct ReadInto;
+
  public:
   static constexpr std::size_t kRequestsMax = 4096;
   static constexpr std::size_t kFdsMax = 16;
@@ -218,10 +220,16 @@ class AgentClient {
 
    private:
     friend class AgentClient;
+    Result<Ticket, ClientError> add_read(AddressSpace space, const ReadInto& into);
     explicit Batch(AgentClient& client) : client_(client) {}
     AgentClient& client_;
+    struct Added {
+      Seq seq;
+      CommandId id{};
+      const ReadInto* into = nullptr;
+    };
     ByteBuffer bytes_;
-    std::vector<std::pair<Seq, CommandId>> commands_;
+    std::vector<Added> commands_;
   };
   /// The client must outlive the batch and stay where it is.
   Batch batch() { return Batch(*this); }
@@ -271,12 +279,12 @@ class AgentClient {
   Result<Memory, ClientError> read_ranges(std::span<const kvmi_read_range> ranges,
                                           AddressSpace space = AddressSpace::Normal);
   /// Any number of ranges of any size, in as many messages as it takes (memory.cpp): several leave at once, as many as
-  /// kvmid lets this agent have open. The cookie of the first message: the oldest, so that no change between the messages
+  /// kvmid lets this agent have open. The cookie is the first message's, the oldest, so that no change between them
   /// is missed (0 where nothing is asked for). After an error what the ranges hold is unspecified.
   Result<std::uint64_t, ClientError> read_scatter(std::span<const PhysicalRange> ranges,
                                                   AddressSpace space = AddressSpace::Normal);
   /// Guest virtual memory as the vCPU sees it: a TRANSLATE_GVA for each page, sent together, then read_scatter(). The
-  /// error names the first address that is not mapped, or not canonical. Page tables that the guest changes meanwhile are
+  /// error names the first address not mapped or not canonical. Page tables that the guest changes meanwhile are
   /// seen half old, half new, and no cookie tells: stop the vCPU where that matters. At most kVirtualBytesMax in all.
   Result<std::uint64_t, ClientError> read_virtual(VcpuId vcpu, Gva gva, std::span<std::byte> out);
   Result<std::uint64_t, ClientError> read_virtual(VcpuId vcpu, std::span<const VirtualRange> ranges);
@@ -302,10 +310,17 @@ class AgentClient {
   Result<std::vector<kvmi_memory_slot>, ClientError> get_memory_map(AddressSpace space = AddressSpace::Normal);
 
  private:
+  /// Where the bytes of a READ_PHYSICAL go, without a stop in between: one part after another.
+  struct ReadInto {
+    std::span<const kvmi_read_range> ranges;
+    std::span<std::byte* const> to;  ///< [range]
+    std::size_t bytes = 0;
+  };
   struct Request {
     CommandId id{};
     bool forgotten = false;
-    std::optional<OwnedReply> reply;
+    std::optional<OwnedReply> reply{};
+    const ReadInto* into = nullptr;  ///< outlives the request, or it is forgotten
   };
 
   AgentClient(UniqueFd fd, const ConnectOptions& options);
@@ -319,6 +334,7 @@ class AgentClient {
   void take_frames();
   void take(const Frame& frame);
   void take_reply(const Frame& frame);
+  bool take_bytes(Request& request, const Frame& frame);
   void enqueue(AgentMessage message);
   void fail(ClientErrc kind, std::string text, int os_error = 0);
   [[nodiscard]] ClientError lost() const;

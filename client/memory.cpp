@@ -116,8 +116,7 @@ std::vector<Piece> pieces_of(std::span<const PhysicalRange> ranges, std::size_t 
       const std::uint64_t gpa = range.gpa.value + done;
       // What lies end to end is asked for as one.
       kvmi_read_range* last = piece.ranges.empty() ? nullptr : &piece.ranges.back();
-      if (last != nullptr && last->gpa + last->size == gpa &&
-          piece.to.back() + last->size == range.out.data() + done) {
+      if (last != nullptr && last->gpa + last->size == gpa && piece.to.back() + last->size == range.out.data() + done) {
         last->size += static_cast<std::uint32_t>(part);
       } else {
         piece.ranges.push_back({gpa, static_cast<std::uint32_t>(part), 0});
@@ -142,24 +141,21 @@ Result<std::uint64_t, ClientError> AgentClient::read_scatter(std::span<const Phy
   }
   const std::size_t payload = payload_max(welcome_);
   const auto pieces = pieces_of(ranges, payload);
+  std::vector<ReadInto> into;
+  into.reserve(pieces.size());
+  for (const Piece& piece : pieces) into.push_back({piece.ranges, piece.to, piece.bytes});
   std::uint64_t cookie = 0;
   auto done = pipelined(
       *this, pieces.size(), window(*this, payload + sizeof(kvmi_msg_hdr)),
-      [&](Batch& batch, std::size_t n) {
-        return batch.add(ReadPhysical{space, std::span<const kvmi_read_range>(pieces[n].ranges)});
-      },
+      [&](Batch& batch, std::size_t n) { return batch.add_read(space, into[n]); },
       [&](const OwnedReply& reply, std::size_t n) -> std::optional<ClientError> {
         if (!reply.ok()) return failed(reply, CommandId::ReadPhysical);
         const auto* body = reply.body<ReadPhysicalReply>();
-        if (body == nullptr || body->data.size() != pieces[n].bytes) {
+        // The bytes of one that is as it should be have gone where they belong.
+        if (body == nullptr || !reply.payload().empty()) {
           return odd_reply(CommandId::ReadPhysical, "has another size than was asked for");
         }
         if (n == 0) cookie = body->cookie;
-        std::size_t at = 0;
-        for (std::size_t i = 0; i < pieces[n].ranges.size(); ++i) {
-          std::memcpy(pieces[n].to[i], body->data.data() + at, pieces[n].ranges[i].size);
-          at += pieces[n].ranges[i].size;
-        }
         return std::nullopt;
       });
   if (!done) return done.error();
@@ -196,7 +192,9 @@ Result<std::uint64_t, ClientError> AgentClient::read_virtual(VcpuId vcpu, std::s
   constexpr std::size_t kReplyBytes = sizeof(kvmi_msg_hdr) + sizeof(kvmi_error) + sizeof(kvmi_translate_gva_reply);
   auto translated = pipelined(
       *this, parts.size(), window(*this, kReplyBytes),
-      [&](Batch& batch, std::size_t n) { return batch.add(TranslateGva{vcpu, parts[n].gva}); },
+      [&](Batch& batch, std::size_t n) {
+        return batch.add(TranslateGva{vcpu, parts[n].gva});
+      },
       [&](const OwnedReply& reply, std::size_t n) -> std::optional<ClientError> {
         if (!reply.ok()) {
           auto error = failed(reply, CommandId::TranslateGva);
