@@ -49,6 +49,8 @@ class Daemon {
   };
   /// A new guest with its agents attached; nullopt: kvmid does not serve SET_FILTER (KVMI_ENOSYS).
   std::optional<Lane> lane(const Agents& agents);
+  /// Where its sockets are.
+  [[nodiscard]] const std::string& directory() const { return directory_; }
 
  private:
   std::string directory_;
