@@ -164,8 +164,8 @@ int kvmid_read_virtual_ranges(kvmid_agent* agent, uint16_t vcpu, const struct kv
  * NULL without the flag. expected: `size` bytes with KVMI_WRITE_EXPECT, else NULL. */
 int kvmid_write_physical(kvmid_agent* agent, uint64_t gpa, const void* data, size_t size, uint16_t flags,
                          uint64_t* cookie, const void* expected);
-/* Returns how many descriptors were stored in `fds` (guest RAM, then the generation page); they belong to the caller.
- * More than `max` are closed. */
+/* Returns how many descriptors were stored in `fds` (guest RAM, the generation page, the agent's grant page: 3); they
+ * belong to the caller. More than `max` are closed. */
 int kvmid_grant_memory(kvmid_agent* agent, int* fds, size_t max, struct kvmi_grant_memory_reply* reply);
 /* enabled (may be NULL): the events now enabled. */
 int kvmid_control_events(kvmid_agent* agent, uint16_t vcpu, uint8_t operation, uint8_t role, uint64_t events,

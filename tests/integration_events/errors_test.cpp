@@ -296,7 +296,8 @@ std::vector<ErrorRow> error_rows() {
        [](Stage& s) { return write(s, kSpare, {.flags = KVMI_WRITE_EXPECT | KVMI_WRITE_PATCH}); }},
       {"WRITE_PHYSICAL", E::NotPermitted, false, condition_wanted, "careful"},
       {"GRANT_MEMORY", E::Invalid, false, sends(GrantMemory{1})},
-      {"GRANT_MEMORY", E::NotServed, false, sends(GrantMemory{})},
+      {"GRANT_MEMORY", E::NotPermitted, false, sends(GrantMemory{})},  // this user runs kvmi-emu, too
+      {"GRANT_MEMORY", E::NotSupported, false, sends(GrantMemory{}), "web1", {"--no-share-ram"}},
       {"CONTROL_EVENTS", E::Invalid, false, sends(ControlEvents{kVcpu, {}, {}, EventSet{std::uint64_t{1} << 63U}})},
       {"CONTROL_EVENTS", E::NotSupported, false, sends(ControlEvents{kVcpu, {}, {}, unhookable})},
       {"CONTROL_EVENTS", E::NotPermitted, false, sends(ControlEvents{kVcpu, {}, {}, only(EventKind::Msr)}), "limited"},
@@ -331,6 +332,7 @@ using Pair = std::tuple<std::string, std::int32_t, bool>;  // message, number, b
 const std::map<Pair, std::string> kNotHere{
     {{"*", KVMI_EOPNOTSUPP, false}, "kvmi-emu serves every command that kvmid passes on"},
     {{"*", KVMI_ENOMEM, false}, "kvmi-emu ends when it is out of memory"},
+    {{"GRANT_MEMORY", KVMI_ENOMEM, false}, "kvmid's limit of descriptors is far away"},
     {{"SET_REGISTERS", KVMI_EBUSY, true}, "the agents' own limits of open commands come first"},
     {{"SET_XSAVE", KVMI_EBUSY, true}, "the agents' own limits of open commands come first"},
     {{"SET_XSAVE", KVMI_EBUSY, false}, "8 vCPUs with less than 64 KiB each do not make 1 MiB"},
