@@ -34,7 +34,8 @@ Ram make_ram(std::uint64_t bytes) {
 }
 
 void say_hello(int socket, const MemoryGuest& guest, const Ram& ram) {
-  HypervisorHello hello{.uuid = guest.uuid, .start_time = 1, .name = "bench memory", .max_gpa = ram.bytes, .kvmi2 = true};
+  HypervisorHello hello{
+      .uuid = guest.uuid, .start_time = 1, .name = "bench memory", .max_gpa = ram.bytes, .kvmi2 = true};
   if (guest.shared) {
     hello.flags = KVMI_HANDSHAKE_RAM_SHARED;
     hello.ram_bytes = ram.bytes;

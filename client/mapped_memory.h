@@ -43,8 +43,8 @@ struct MappedRange {
 /// Errors:   map(): ClientError. Reads: MappedErrc; what the buffers hold then is unspecified. Reads never allocate.
 /// Threads:  reads from any number at once.
 /// Lifetime: the descriptors can be closed after map(). A kvmid that was killed revokes nothing: reads ask the kernel
-///           every kLookEvery whether it is still there, and say Revoked from then on. Until then, and after a connection
-///           that was lost for another reason, reads go on; whoever needs to know at once looks at the connection.
+///           every kLookEvery whether it is still there, and say Revoked from then on. Until then they go on; whoever
+///           needs to know at once looks at the connection.
 /// Source:   protocol/generation_page.h, docs/decisions/0007-sequence-lock.md. Not seen by any cookie: the guest's own
 ///           stores. A read of bytes that the guest writes meanwhile can be torn.
 class MappedMemory {

@@ -63,7 +63,8 @@ void GuestSession::answer_read(const core::ReadRam& effect) {
     agent->dialect.encode(reply, effect.seq, out);
   }
   queued(*agent);
-  if (!read) lose_hypervisor(OffReason::ProtocolError, "the guest RAM that it shared is gone: " + read.error().text, true);
+  if (!read)
+    lose_hypervisor(OffReason::ProtocolError, "the guest RAM that it shared is gone: " + read.error().text, true);
 }
 
 void GuestSession::answer_grant(const core::GrantRam& effect) {
@@ -90,7 +91,7 @@ void GuestSession::answer_grant(const core::GrantRam& effect) {
       agent->ram_grant.emplace(std::move(*grant));  // an older one ends
     } else {
       const int why = descriptors.error().os_error;
-      const bool closed_to_us = why == EACCES || why == EPERM;  // the hypervisor gave one for writing, and it is not ours
+      const bool closed_to_us = why == EACCES || why == EPERM;  // it gave one for writing, of a file not ours
       refuse(closed_to_us ? ErrorCode::NotSupported : ErrorCode::NoMemory, descriptors.error().text);
     }
   }

@@ -43,9 +43,9 @@ class GuestRam {
   /// A read has met a fault: the mapping is dead, and every read answers an error.
   [[nodiscard]] bool failed() const { return failed_.load(std::memory_order_relaxed); }
 
-  /// A descriptor for an agent: it cannot be written or mapped writable. See writable_by(). One that came for reading and
-  /// writing is opened again, by /proc, which the file's mode must let this process do: a hypervisor of another user sends
-  /// one for reading.
+  /// A descriptor for an agent: it cannot be written or mapped writable. See writable_by(). One that came for reading
+  /// and writing is opened again, by /proc, which the file's mode must let this process do: a hypervisor of another user
+  /// sends one for reading.
   [[nodiscard]] Result<UniqueFd, Error> read_only_fd() const;
   /// Whether a process of that user that has a read-only descriptor could open it again, by /proc, for writing. A grant
   /// to it is refused then. Says yes when it cannot find out. A process with CAP_DAC_OVERRIDE and another uid is not seen.

@@ -13,10 +13,10 @@ namespace kvmid::shm {
 ///
 /// Purpose:  whoever gets the descriptor can map it and read it: no write, no writable mapping, no truncation, no seal
 ///           of his own. The only writable mapping was made before the seals.
-/// Shapes:   a memfd of exactly bytes(), zeroed; data() is aligned to a page. fd() is read-only, and the file's mode lets
-///           no other user open it for writing.
-/// Owner:    with Owner::Told the first byte has a lock (OFD, for writing) as long as this object lives. The kernel takes
-///           it off when this process ends, however it ends: F_OFD_GETLK of a reader says whether anybody still writes.
+/// Shapes:   a memfd of exactly bytes(), zeroed; data() is aligned to a page. fd() is read-only, and the file's mode
+///           lets no other user open it for writing.
+/// Owner:    with Owner::Told the first byte has a lock (OFD, for writing) as long as this object lives. The kernel
+///           takes it off when this process ends, however it ends: F_OFD_GETLK of a reader says whether anybody writes.
 ///           Readers cannot forge it: it takes a descriptor that can write.
 /// Errors:   the system call and its errno text. Needs Linux 5.1 (F_SEAL_FUTURE_WRITE).
 /// Threads:  none of its own.
