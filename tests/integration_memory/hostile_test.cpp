@@ -91,10 +91,12 @@ const std::vector<Odd> kOdd{
        REQUIRE(::pipe2(ends, O_CLOEXEC) == 0);
        return list(UniqueFd(ends[0]), UniqueFd(ends[1]));
      }},
-    {"a directory", "not a regular file", [] { return list(UniqueFd(::open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC))); }},
+    {"a directory", "not a regular file",
+     [] { return list(UniqueFd(::open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC))); }},
     {"a device", "not a regular file", [] { return list(UniqueFd(::open("/dev/zero", O_RDWR | O_CLOEXEC))); }},
     {"a socket", "not a regular file", [] { return list(UniqueFd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0))); }},
-    {"a file that knows no seals", "seals", [] { return list(UniqueFd(::open("/proc/self/exe", O_RDONLY | O_CLOEXEC))); }},
+    {"a file that knows no seals", "seals",
+     [] { return list(UniqueFd(::open("/proc/self/exe", O_RDONLY | O_CLOEXEC))); }},
     {"a descriptor that only names a file", "guest RAM is", [] { return list(opened_again(make_ram(), O_PATH)); }},
     {"a descriptor for writing only", "mmap", [] { return list(opened_again(make_ram(), O_WRONLY)); }},
     {"the right one behind a wrong one", "not a regular file",
@@ -179,7 +181,7 @@ TEST_CASE("descriptors that nobody asked for are closed", "[memory][hostile]") {
   CHECK(read_byte(agent) == kInRam);
 }
 
-TEST_CASE("RAM that its hypervisor cuts short costs that guest its link, and nobody else anything", "[memory][hostile]") {
+TEST_CASE("RAM that is cut short costs its guest the link, and nobody else anything", "[memory][hostile]") {
   WireDaemon daemon;
   Bystander bystander(daemon.hypervisors(), daemon.agents());
   const auto before = daemon.open_descriptors();

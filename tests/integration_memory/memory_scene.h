@@ -3,8 +3,9 @@
 
 /// A guest whose RAM is shared, and agents that may be granted it.
 ///
-/// Purpose:  kvmi-emu's RAM is of mode 0600, so whoever runs kvmi-emu could open it again for writing, and is refused. Agents
-///           of these tests therefore connect as another user. That takes root; without it they skip: can_grant().
+/// Purpose:  kvmi-emu's RAM is of mode 0600, so whoever runs kvmi-emu could open it again for writing, and is refused.
+///           Agents of these tests therefore connect as another user. That takes root; without it they skip:
+///           can_grant().
 /// Errors:   TestError.
 /// Threads:  one.
 
