@@ -211,6 +211,14 @@ void check_patch(Stage& stage, Gpa gpa, const std::array<std::byte, 2>& own) {
   REQUIRE(wait_until([&] { return result() == 0xf00d; }));
 }
 
+/// This user runs the hypervisor, too, so it could write what it is given: that is the whole of the answer here. What
+/// another user gets is in tests/integration_memory.
+void check_grant_memory(Stage& stage) {
+  const auto granted = stage.agent.grant_memory();
+  REQUIRE_FALSE(granted);
+  CHECK(granted.error().code == ErrorCode::NotPermitted);
+}
+
 void check_write_physical(Stage& stage) {
   // The guest itself says what it found: it writes it into an MSR and reads that back.
   write_mailbox(stage.agent, 0, offsetof(Mailbox, arg_msr_value), 0x5678'9abc);
@@ -338,6 +346,7 @@ const CommandChecks kServed{
     {CommandId::ReadPhysical, check_read_physical},    {CommandId::WritePhysical, check_write_physical},
     {CommandId::ControlEvents, check_control_events},  {CommandId::ControlCr, check_control_cr},
     {CommandId::ControlMsr, check_control_msr},        {CommandId::SetFilter, check_set_filter},
+    {CommandId::GrantMemory, check_grant_memory},
 };
 
 CommandChecks served() {
