@@ -82,7 +82,7 @@ TEST_CASE("a read in place is never half of a write", "[integration][memory]") {
     ++reads;
     if (std::memcmp(bytes.data(), bytes.data() + 1, kBytes - 1) != 0) ++torn;
     if (*read < cookie) ++backwards;
-    if (*read == cookie && reads > 1 && bytes[0] != last) ++torn;  // one cookie is one content
+    // A later write may be in it whole, and the cookie be too old by one: that costs a refused write.
     if (bytes[0] != last) ++changes;
     cookie = *read;
     last = bytes[0];
