@@ -94,13 +94,25 @@ void Link::begin_greeting(Clock::time_point now) {
   if (!send_hello()) lose(errno_text("sending the handshake"), now);
 }
 
+namespace {
+
+/// kvmid reads guest RAM, and hands it on to agents that read it: it gets no descriptor that could be written, nor one
+/// that it would have to open again as a user who may not.
+int read_only(int ram_fd) {
+  const std::string path = "/proc/self/fd/" + std::to_string(ram_fd);
+  return ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+}
+
+}  // namespace
+
 bool Link::send_hello() {
   const auto& facts = backend_.facts();
   sockaddr_storage own{};
   socklen_t own_size = sizeof own;
   const bool is_unix =
       ::getsockname(fd_, reinterpret_cast<sockaddr*>(&own), &own_size) == 0 && own.ss_family == AF_UNIX;
-  const bool share = is_unix && facts.ram_fd >= 0;
+  const int ram_fd = is_unix && facts.ram_fd >= 0 ? read_only(facts.ram_fd) : -1;
+  const bool share = ram_fd >= 0;
 
   HypervisorHello hello;
   hello.uuid = facts.uuid;
@@ -126,10 +138,12 @@ bool Link::send_hello() {
     head->cmsg_level = SOL_SOCKET;
     head->cmsg_type = SCM_RIGHTS;
     head->cmsg_len = CMSG_LEN(sizeof(int));
-    std::memcpy(CMSG_DATA(head), &facts.ram_fd, sizeof(int));
+    std::memcpy(CMSG_DATA(head), &ram_fd, sizeof(int));
   }
   // A fresh socket takes so few bytes whole; if it does not, the peer is not one we can talk to.
-  return ::sendmsg(fd_, &message, MSG_NOSIGNAL) == static_cast<ssize_t>(bytes.size());
+  const bool sent = ::sendmsg(fd_, &message, MSG_NOSIGNAL) == static_cast<ssize_t>(bytes.size());
+  if (ram_fd >= 0) ::close(ram_fd);
+  return sent;
 }
 
 void Link::read_answer(Clock::time_point now) {
