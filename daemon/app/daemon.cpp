@@ -45,6 +45,8 @@ int run_daemon(const Config& config, const ConfigSource& source, const char* ver
   if (auto opened = audit.open(config.audit); !opened) return cannot_start(log, "audit log: " + opened.error());
   EventStreams streams;
   boost::asio::io_context front{1};
+  // Before there is anything to clean up: a signal that comes during the start waits until it is looked for.
+  boost::asio::signal_set signals(front, SIGTERM, SIGINT, SIGHUP);
   io::Broker broker(front, config.settings, log, io::Witnesses{&audit, &streams});
   auto passed = take_passed_sockets();
   if (!passed) return cannot_start(log, passed.error());
@@ -69,7 +71,6 @@ int run_daemon(const Config& config, const ConfigSource& source, const char* ver
   }
 
   ServiceManager manager(front, broker, log);
-  boost::asio::signal_set signals(front, SIGTERM, SIGINT, SIGHUP);
   bool stopping = false;
   std::function<void()> wait = [&] {
     signals.async_wait([&](const boost::system::error_code& error, int number) {
