@@ -37,10 +37,13 @@ bool GuestMachine::is_ram(const ReadPhysical& command) const {
     const kvmi_read_range range = command.ranges[i];
     if (range.gpa > ram_bytes_ || range.size > ram_bytes_ - range.gpa) return false;
     for (std::uint64_t at = range.gpa; at < range.gpa + range.size;) {
-      const auto slot = std::find_if(slots_.begin(), slots_.end(),
-                                     [&](const kvmi_memory_slot& s) { return at >= s.gpa && at - s.gpa < s.bytes; });
-      if (slot == slots_.end()) return false;
-      at = slot->gpa + slot->bytes;
+      // They are ascending: only the last that begins not behind it can hold it.
+      const auto behind = std::upper_bound(slots_.begin(), slots_.end(), at,
+                                           [](std::uint64_t a, const kvmi_memory_slot& s) { return a < s.gpa; });
+      if (behind == slots_.begin()) return false;
+      const kvmi_memory_slot& slot = *std::prev(behind);
+      if (at - slot.gpa >= slot.bytes) return false;
+      at = slot.gpa + slot.bytes;
     }
     if (std::any_of(changing_.begin(), changing_.end(), [&](const RamRange& changing) {
           return overlap(range.gpa, range.size, changing.gpa.value, changing.bytes);
