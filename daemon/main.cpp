@@ -38,6 +38,7 @@ int main(int argc, char** argv) {
     return kExitFailure;
   }
 
+  hold_signals();  // before there is a second thread
   auto logging = open_log(config->log);
   if (!logging) {
     std::fprintf(stderr, "kvmid: %s\n", logging.error().c_str());

@@ -32,6 +32,22 @@ int cannot_start(io::Log& log, const std::string& text) {
 
 }  // namespace
 
+namespace {
+
+sigset_t handled_signals() {
+  sigset_t set;
+  ::sigemptyset(&set);
+  for (const int number : {SIGTERM, SIGINT, SIGHUP}) ::sigaddset(&set, number);
+  return set;
+}
+
+}  // namespace
+
+void hold_signals() {
+  const sigset_t set = handled_signals();
+  ::pthread_sigmask(SIG_BLOCK, &set, nullptr);
+}
+
 void prepare_process(io::Log& log) {
   std::signal(SIGPIPE, SIG_IGN);
   rlimit limit{};
@@ -99,6 +115,8 @@ int run_daemon(const Config& config, const ConfigSource& source, const char* ver
   log.info("ready version={} pid={} shards={} config={}", version, ::getpid(), config.settings.shards,
            io::field(source.file.empty() ? "defaults" : source.file));
   manager.ready("Serving hypervisors and agents on " + std::to_string(config.settings.shards) + " shards");
+  const sigset_t set = handled_signals();
+  ::pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
   front.run();
   admin.reset();  // before what it asks
   log.info("stopped");

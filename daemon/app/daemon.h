@@ -16,6 +16,9 @@ namespace kvmid::app {
 /// Source:   `source` is where `config` came from, to be asked again at a reload.
 int run_daemon(const Config& config, const ConfigSource& source, const char* version, io::Log& log);
 
+/// SIGTERM, SIGINT and SIGHUP wait until run_daemon() serves them, on the main thread: threads that are made from here
+/// on never get them.
+void hold_signals();
 /// Prepares the process: as many descriptors as it may have, no death by SIGPIPE.
 void prepare_process(io::Log& log);
 
