@@ -97,12 +97,13 @@ void GuestMachine::on_grant_changed(AgentId id, const Grant& grant, TimePoint no
   Agent& agent = agents_[*slot];
   agent.grant = grant;
   agent.requests.set_limit(grant.quota.requests_max);
-  const bool lost = enforce_grant(*slot);
+  bool lost = enforce_grant(*slot);
   // What it may not decide any more it does not hold up any more.
   const EventSet allowed = events_for(grant);
   if (ram_granted_.has(*slot) && !commands_for(grant).has(CommandId::GrantMemory)) {
     ram_granted_.remove(*slot);
     out.emplace_back(RevokeRam{id});
+    lost = true;
   }
   const bool may_pause = commands_for(grant).has(CommandId::PauseVcpu);
   for_each_waiting([&](VcpuId, VcpuMachine& machine) {
@@ -114,7 +115,7 @@ void GuestMachine::on_grant_changed(AgentId id, const Grant& grant, TimePoint no
   });
   if (lost) {
     send_revoked(*slot, ErrorCode::NotPermitted,
-                 "policy changed: events, commands, page rights or patches were withdrawn", out);
+                 "policy changed: events, commands, page rights, patches or memory were withdrawn", out);
     tell_soon(now, out);
   }
   proceed(now, out);

@@ -100,16 +100,7 @@ void GuestSession::answer_grant(const core::GrantRam& effect) {
 }
 
 void GuestSession::revoke_ram(AgentId id) {
-  AgentLink* agent = find(id);
-  if (agent == nullptr) return;
-  agent->ram_grant.reset();
-  if (agent->lost) return;
-  const Notice notice{.kind = NoticeKind::Revoked,
-                      .error = ErrorCode::NotPermitted,
-                      .text = "policy changed: guest memory is not granted to this agent any more"};
-  audit_agent(AuditKind::AgentRevoked, *agent, notice.text);
-  agent->dialect.encode(notice, agent->connection->outbox().compose());
-  queued(*agent);
+  if (AgentLink* agent = find(id)) agent->ram_grant.reset();
 }
 
 }  // namespace kvmid::io

@@ -131,6 +131,7 @@ TEST_CASE("GRANT_MEMORY is served where RAM is shared, to whom policy gives it, 
   grant.commands.bits &= ~KVMI_COMMAND_BIT(KVMI_MSG_GRANT_MEMORY);
   guest.step([&](Effects& out) { guest.machine.on_grant_changed(guest.agent, grant, guest.now, out); });
   REQUIRE(std::get<RevokeRam>(guest.ram.back()).agent == guest.agent);
+  REQUIRE(guest.last_notice(guest.agent, NoticeKind::Revoked) != nullptr);
   REQUIRE(guest.error_of(guest.agent, guest.command(guest.agent, GrantMemory{})) == ErrorCode::NotPermitted);
 }
 
