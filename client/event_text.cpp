@@ -247,7 +247,7 @@ std::string words(const ReceivedNotice& notice) {
              (notice.agent.value == 0 ? std::string("kvmid") : "agent " + std::to_string(notice.agent.value));
       break;
     case NoticeKind::Revoked:
-      text = "policy changed";
+      text = "withdrawn";
       break;
     case NoticeKind::FrameRefused:
       text = "kvmid did not understand a message";

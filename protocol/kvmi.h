@@ -605,7 +605,7 @@ enum {
   KVMI_NOTICE_REPLY_REFUSED = 2, /* its reply `seq` was not taken: error_code and text say why */
   KVMI_NOTICE_DEMOTED = 3,       /* too many deadlines missed in a row: an observer until it attaches again */
   KVMI_NOTICE_OUTCOME = 4,       /* how event `seq` ended: `action`, decided by `agent` (0: kvmid) */
-  KVMI_NOTICE_REVOKED = 5,       /* policy changed: what the text names is withdrawn */
+  KVMI_NOTICE_REVOKED = 5,       /* the text names what is withdrawn: policy changed, or the hypervisor cannot do it */
   KVMI_NOTICE_FRAME_REFUSED = 6, /* what was received is no message of this protocol; the text says why */
 };
 struct kvmi_notice {
