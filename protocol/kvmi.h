@@ -163,6 +163,7 @@ struct kvmi_x86_sregs {
 struct kvmi_x86_event_msrs {
   uint64_t sysenter_cs, sysenter_esp, sysenter_eip;
   uint64_t efer, star, lstar, cstar;
+  uint64_t pat, kernel_gs_base;
 };
 
 struct kvmi_x86_msr {

@@ -25,6 +25,8 @@ void Machine::raise(Vcpu& vcpu, EventData data, std::uint8_t insn_length, Action
   event.msrs.star = vcpu.msrs.get(x86::msr::kStar).value();
   event.msrs.lstar = vcpu.msrs.get(x86::msr::kLstar).value();
   event.msrs.cstar = vcpu.msrs.get(x86::msr::kCstar).value();
+  event.msrs.pat = vcpu.msrs.get(x86::msr::kPat).value();
+  event.msrs.kernel_gs_base = vcpu.msrs.get(x86::msr::kKernelGsBase).value();
   event.dr6 = visible_dr6(vcpu);
   event.dr7 = vcpu.dr[7];
   event.data = std::move(data);

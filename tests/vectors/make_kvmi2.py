@@ -305,7 +305,8 @@ def events():
         common = {"vcpu": vcpu, "event": kind, "mode": 8, "actions": actions, "decide": decide, "space": 0,
                   "deadline_us": 100000 if decide else 0, "cookie": 0xC00C1E,
                   "regs": regs(payload), "sregs": sregs(payload)}
-        common["msrs"] = [0x10, 0xFFFFFE0000002000, 0xFFFFFFFF81800AA0, 0xD01, 0x23001000000000, 0xFFFFFFFF81800000, 5]
+        common["msrs"] = [0x10, 0xFFFFFE0000002000, 0xFFFFFFFF81800AA0, 0xD01, 0x23001000000000, 0xFFFFFFFF81800000, 5,
+                          0x0007040600070406, 0xFFFF888003C00000]
         for value in common["msrs"]:
             payload.put("u64", value)
         common["dr"] = [0xFFFF0FF0, 0x400]

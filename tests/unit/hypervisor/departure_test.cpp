@@ -73,7 +73,7 @@ class Scene {
       kvmi_msg_hdr hdr;
       std::memcpy(&hdr, bytes.data() + at, sizeof hdr);
       std::uint8_t reason = 255;
-      constexpr std::size_t kEventKindAt = sizeof hdr + 2, kReasonAt = sizeof hdr + 552;
+      constexpr std::size_t kEventKindAt = sizeof hdr + 2, kReasonAt = sizeof hdr + 568;
       if (hdr.id == KVMI_MSG_EVENT && bytes[at + kEventKindAt] == std::byte{KVMI_EVENT_UNHOOK}) {
         reason = std::to_integer<std::uint8_t>(bytes[at + kReasonAt]);
       }

@@ -26,13 +26,14 @@ WHOLE_ABI = "protocol/kvmi.h"
 MAX_LINES = 600
 
 # Room -> rooms it may include besides itself. The most specific path wins, so daemon/main.cpp is `daemon`.
-_BELOW_DAEMON = {"protocol", "arch"}
-_BELOW_PEER = {"protocol", "arch", "client"}
+_BELOW_DAEMON = {"protocol", "arch", "bridge"}
+_BELOW_PEER = {"protocol", "arch", "bridge", "client"}
 ROOMS = {
     "protocol": set(),
     "arch": {"protocol"},
-    "daemon/core": _BELOW_DAEMON,
-    "daemon/shm": _BELOW_DAEMON | {"daemon/core"},
+    "bridge": {"protocol", "arch"},
+    "daemon/core": {"protocol", "arch"},
+    "daemon/shm": {"protocol", "arch"} | {"daemon/core"},
     "daemon/io": _BELOW_DAEMON | {"daemon/core", "daemon/shm"},
     "daemon/app": _BELOW_DAEMON | {"daemon/core", "daemon/shm", "daemon/io"},
     "daemon": _BELOW_DAEMON | {"daemon/core", "daemon/shm", "daemon/io", "daemon/app"},
@@ -57,12 +58,13 @@ _PURE = re.compile(rf"^({_LIBRARIES}|{_SYSTEM})")
 FORBIDDEN_INCLUDES = {
     "protocol": _PURE,
     "arch": _PURE,
+    "bridge": _PURE,
     "daemon/core": _PURE,
     "client": re.compile(rf"^({_LIBRARIES})"),  # plain POSIX sockets are its business
 }
 FORBIDDEN_LINKS = re.compile(r"Boost::|spdlog|fmt::|nlohmann|CLI11|unicorn")
 
-CLOCKLESS = {"protocol", "arch", "daemon/core"}
+CLOCKLESS = {"protocol", "arch", "bridge", "daemon/core"}
 CLOCK = re.compile(
     r"\b\w*(?:[Cc]lock|_clock)\w*::now\s*\(|\bclock_gettime\s*\(|\bgettimeofday\s*\("
     r"|\b(?:std::)?time\s*\(\s*(?:NULL|nullptr|0|&)|\brandom_device\b|\bs?rand\s*\("

@@ -239,7 +239,7 @@ Json event_json(const Event& e) {
           {"cookie", e.cookie},
           {"regs", regs_json(e.regs)},
           {"sregs", sregs_json(e.sregs)},
-          {"msrs", {m.sysenter_cs, m.sysenter_esp, m.sysenter_eip, m.efer, m.star, m.lstar, m.cstar}},
+          {"msrs", {m.sysenter_cs, m.sysenter_esp, m.sysenter_eip, m.efer, m.star, m.lstar, m.cstar, m.pat, m.kernel_gs_base}},
           {"dr", {e.dr6, e.dr7}},
           {"data", event_data_json(e.data)}};
 }
