@@ -139,7 +139,7 @@ static_assert(offsetof(kvmi_event, regs) == 24);
 static_assert(offsetof(kvmi_event, sregs) == 168);
 static_assert(offsetof(kvmi_event, msrs) == 480);
 static_assert(offsetof(kvmi_event, dr6) == 552);
-static_assert(offsetof(kvmi_event, dr7) == 544);
+static_assert(offsetof(kvmi_event, dr7) == 560);
 static_assert(offsetof(kvmi_event_reply, action) == 3);
 static_assert(offsetof(kvmi_event_reply, cookie) == 8);
 static_assert(offsetof(kvmi_event_cr, new_value) == 16);
