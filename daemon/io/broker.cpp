@@ -33,7 +33,7 @@ Broker::Broker(boost::asio::io_context& front, Settings settings, Log& log, Witn
       log_(log),
       registry_(settings_.shards, settings_.limits.guests_max),
       services_{registry_, counters_, log_, core::GuestLimits{.command_timeout = settings_.limits.command_timeout},
-                witnesses},
+                failures_, witnesses},
       stop_timer_(front) {
   for (unsigned i = 0; i < settings_.shards; ++i) shards_.push_back(std::make_unique<Shard>(i, services_));
   registry_.set_listener([this](const GuestChange& change) {
@@ -388,6 +388,8 @@ std::shared_ptr<const core::Policy> Broker::policy(std::chrono::milliseconds tim
   if (answer.wait_for(timeout) != std::future_status::ready) return {};
   return answer.get();
 }
+
+std::vector<ConnectionFailure> Broker::failures(std::chrono::milliseconds) const { return failures_.list(); }
 
 std::vector<AgentSnapshot> Broker::control_agents(std::chrono::milliseconds timeout) {
   auto promise = std::make_shared<std::promise<std::vector<AgentSnapshot>>>();

@@ -14,6 +14,7 @@
 
 #include "daemon/io/control_session.h"
 #include "daemon/io/counters.h"
+#include "daemon/io/failures.h"
 #include "daemon/io/hello_reader.h"
 #include "daemon/io/listener.h"
 #include "daemon/io/log_budget.h"
@@ -63,6 +64,8 @@ class Broker {
   [[nodiscard]] std::vector<AgentSnapshot> control_agents(std::chrono::milliseconds timeout);
   /// The policy in force, from the front thread; null if it does not answer in time.
   [[nodiscard]] std::shared_ptr<const core::Policy> policy(std::chrono::milliseconds timeout);
+  /// The last connections that failed, oldest first. Call from any thread.
+  [[nodiscard]] std::vector<ConnectionFailure> failures(std::chrono::milliseconds timeout) const;
 
  private:
   enum class Side : std::uint8_t { Hypervisor, Agent };
@@ -86,6 +89,7 @@ class Broker {
   std::shared_ptr<const core::Policy> policy_;
   Log& log_;
   IoCounters counters_;
+  FailureRing failures_;
   std::shared_ptr<std::atomic<std::uint32_t>> connections_ = std::make_shared<std::atomic<std::uint32_t>>(0);
   std::atomic<std::size_t> control_count_{0};
   Registry registry_;

@@ -299,6 +299,11 @@ GuestSnapshot GuestSession::snapshot() const {
   snapshot.uuid = uuid();
   snapshot.name = machine_.name();
   snapshot.dialect = hypervisor_ ? hypervisor_->dialect.name() : "kvmi2";
+  core::Grant everything;
+  everything.commands.bits = ~std::uint64_t{0};
+  everything.events = kEveryEvent;
+  snapshot.commands = machine_.commands_for(everything);
+  snapshot.events = machine_.events_for(everything);
   snapshot.shard = shard_number_;
   snapshot.hypervisor = last_hypervisor_;
   snapshot.taken_at = Clock::now();

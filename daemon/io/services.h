@@ -5,6 +5,7 @@
 #include "daemon/io/audit.h"
 #include "daemon/io/counters.h"
 #include "daemon/io/event_tap.h"
+#include "daemon/io/failures.h"
 #include "daemon/io/log.h"
 #include "daemon/io/ticket.h"
 #include "daemon/io/unique_fd.h"
@@ -28,6 +29,7 @@ struct Services {
   IoCounters& counters;
   Log& log;
   core::GuestLimits limits;  ///< of new guests; read and changed on the front's thread
+  FailureRing& failures;
   Witnesses witnesses{};
 };
 

@@ -17,13 +17,17 @@ struct AgentSnapshot {
   core::Peer peer;
   std::uint64_t queued_bytes = 0;
   bool control = false;  ///< a control connection: no guest
+  std::string dialect = "kvmi2";  ///< "rfc2017", "v6", "v7" or "v12" where it is an older one
+  std::string dialed{};           ///< address of a tool that kvmid connected to; empty: it connected to kvmid
 };
 
 /// A guest at one moment, copied on its shard.
 struct GuestSnapshot {
   Uuid uuid;
   std::string name;
-  std::string dialect;
+  std::string dialect;  ///< of its hypervisor: "kvmi2", an older one's name, or "older" while that is being found out
+  CommandSet commands;  ///< that an agent with every right could use; empty before the guest was online
+  EventSet events;      ///< likewise
   unsigned shard = 0;
   core::Peer hypervisor;  ///< the last one, where it is away
   core::TimePoint taken_at;

@@ -18,7 +18,8 @@ struct World {
   spdlog::logger log{"test"};
   IoCounters counters;
   Registry registry{2, 3};
-  Services services{registry, counters, log, {}};
+  FailureRing failures;
+  Services services{registry, counters, log, {}, failures};
   Shard first{0, services};
   Shard second{1, services};
   std::vector<unsigned> placed;
