@@ -131,9 +131,9 @@ std::optional<Kvmi1Message> Kvmi1Tool::parsed() {
   header.id = found.id;
   header.size = static_cast<decltype(header.size)>(found.payload.size());
   header.seq = found.seq.value;
-  auto bytes = std::make_shared<ByteBuffer>(sizeof header);
+  auto bytes = std::make_shared<ByteBuffer>(sizeof header + found.payload.size());
   std::memcpy(bytes->data(), &header, sizeof header);
-  bytes->insert(bytes->end(), found.payload.begin(), found.payload.end());
+  std::copy(found.payload.begin(), found.payload.end(), bytes->begin() + sizeof header);
   Kvmi1Message message{bytes, Frame{found.id, found.seq, Bytes(*bytes).subspan(sizeof header)}, {}};
   const auto decoded = codec_.decode_upward(message.frame);
   if (!decoded) fail("message " + std::to_string(found.id) + ": " + kvmi1::describe(codec_, decoded.error()));
