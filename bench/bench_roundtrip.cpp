@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "bench/measure.h"
+#include "bench/pairs.h"
 
 namespace {
 
@@ -16,7 +17,7 @@ using namespace kvmid::bench;
 
 constexpr const char* kHelp = R"(bench-roundtrip: event round trip through kvmid, a bare epoll relay, and nothing.
 
-  bench-roundtrip [--json] [--rounds N] [--rows LIST] [--stalls N] [--kvmid PATH] [--unpinned]
+  bench-roundtrip [--json] [--rounds N] [--rows LIST] [--stalls N] [--kvmid PATH] [--unpinned] [--dialects]
 
   --rounds N   round trips of each lane in each row (default 5000)
   --rows LIST  rows to measure, with commas between: DECIDERS/OBSERVERS or "filter" (default: 1, 2, 4 and 8 deciders,
@@ -25,6 +26,7 @@ constexpr const char* kHelp = R"(bench-roundtrip: event round trip through kvmid
   --kvmid PATH the daemon to measure (default: beside this program)
   --unpinned   let the scheduler place the processes; without it all of them share one CPU, for otherwise it is mostly
                its placement that is measured
+  --dialects   instead: every dialect of a hypervisor with every dialect of an agent, one decider each
   --json       one JSON object; without it a table
 
 The lanes of a row are measured in turn, 500 round trips at a time:
@@ -43,6 +45,7 @@ median of the ratios of batches that followed each other.
 struct Options {
   bool json = false;
   bool pinned = true;
+  bool dialects = false;
   int rounds = 5000;
   int stalls = 20;
   std::vector<Row> rows = every_row();
@@ -87,6 +90,7 @@ Options parse(int argc, char** argv) {
     const bool has_value = i + 1 < argc;
     if (argument == "--json") options.json = true;
     else if (argument == "--unpinned") options.pinned = false;
+    else if (argument == "--dialects") options.dialects = true;
     else if (argument == "--rounds" && has_value) options.rounds = number(argv[++i], argument);
     else if (argument == "--rows" && has_value) options.rows = rows_of(argv[++i]);
     else if (argument == "--stalls" && has_value) options.stalls = number(argv[++i], argument, 100);
@@ -102,6 +106,8 @@ Options parse(int argc, char** argv) {
 }
 
 nlohmann::json measure(const Options& options) {
+  if (options.dialects)
+    return {{"schema", 2}, {"pinned", options.pinned}, {"pairs", measure_pairs(options.kvmid, options.rounds)}};
   Lane direct = direct_lane();
   Lane relayed = relay_lane();
   Daemon kvmid(options.kvmid);
@@ -120,6 +126,7 @@ int main(int argc, char** argv) {
     if (options.pinned) pin_to_one_cpu();
     const nlohmann::json result = measure(options);
     if (options.json) std::printf("%s\n", result.dump().c_str());
+    else if (options.dialects) print_pairs(result["pairs"]);
     else print_table(result);
     return 0;
   } catch (const std::exception& error) {

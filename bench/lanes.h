@@ -38,6 +38,8 @@ Lane fan_out_lane(Audience audience);
 class Daemon {
  public:
   explicit Daemon(const std::string& program);
+  /// With a configuration; "$DIR" in it becomes directory().
+  Daemon(const std::string& program, std::string config);
   Daemon(const Daemon&) = delete;
   Daemon& operator=(const Daemon&) = delete;
   ~Daemon();
@@ -49,10 +51,15 @@ class Daemon {
   };
   /// A new guest with its agents attached; nullopt: kvmid does not serve SET_FILTER (KVMI_ENOSYS).
   std::optional<Lane> lane(const Agents& agents);
+  /// A new guest of that dialect (null: KVMI 2) with one decider of that dialect. A tool of an older dialect is dialled by
+  /// kvmid at directory()/NAME.sock, so the configuration must say so for guest NAME.
+  Lane lane_of(const std::string& name, const kvmi1::Codec* hypervisor, const kvmi1::Codec* tool);
   /// Where its sockets are.
   [[nodiscard]] const std::string& directory() const { return directory_; }
 
  private:
+  void start(const std::string& program, const std::string& config);
+  Lane new_guest(const std::string& name, Uuid& uuid, const kvmi1::Codec* dialect);
   std::string directory_;
   std::optional<Child> process_;
   std::uint8_t guests_ = 0;

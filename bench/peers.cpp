@@ -128,10 +128,14 @@ void HypervisorPeer::hello(const Uuid& uuid, const std::string& name) {
   hello.name = name;
   hello.start_time = 1;
   hello.max_gpa = 16U << 20U;
-  hello.kvmi2 = true;
+  hello.kvmi2 = older_ == nullptr;
   ByteBuffer bytes;
   encode(hello, bytes);
   send_all(stream_.fd(), bytes);
+  if (older_ != nullptr) {
+    (void)receive(stream_.fd(), sizeof(kvmi_handshake_answer));
+    return;
+  }
   constexpr std::size_t kAnswerBytes = sizeof(kvmi_handshake_answer) + sizeof(kvmi_handshake_answer_kvmi2);
   const auto answer = parse_hypervisor_answer(receive(stream_.fd(), kAnswerBytes));
   if (!answer) throw std::runtime_error("handshake: " + describe(answer.error()));
@@ -167,12 +171,44 @@ void HypervisorPeer::serve(const Command& command, Seq seq) {
   stream_.flush();
 }
 
+void HypervisorPeer::serve(const kvmi1::Command& command, Seq seq) {
+  using namespace kvmi1;
+  Reply reply{.id = older_->number_of(kind_of_command(command)).value()};
+  const bool v12 = older_->dialect() == DialectId::V12;
+  std::visit(Overloaded{
+                 [&](const kvmi1::GetVersion&) {
+                   reply.body = kvmi1::GetVersionReply{.max_message = v12 ? 8184U : 0U};
+                 },
+                 [&](const kvmi1::GetGuestInfo&) { reply.body = kvmi1::GetGuestInfoReply{.vcpu_count = 1}; },
+                 [&](const GetVcpuInfo&) { reply.body = GetVcpuInfoReply{}; },
+                 [&](const GetMaxGfn&) { reply.body = GfnReply{Gfn{4096}}; },
+                 [&](const kvmi1::GetCpuid&) { reply.error = -kEnoent; },
+                 [](const auto&) {},  // allowed, or done
+             },
+             command);
+  older_->encode(reply, seq, stream_.out());
+  stream_.flush();
+}
+
+bool HypervisorPeer::take(const Frame& frame) {
+  if (older_ != nullptr) {
+    const auto message = older_->decode_downward(frame);
+    if (!message) throw std::runtime_error(kvmi1::describe(*older_, message.error().error));
+    if (std::holds_alternative<kvmi1::EventReplyMessage>(*message)) return true;
+    if (const auto* command = std::get_if<kvmi1::Command>(&*message)) serve(*command, frame.seq);
+    return false;
+  }
+  const auto message = dialect_.decode_downward(frame);
+  if (!message) throw std::runtime_error(describe(message.error()));
+  if (std::holds_alternative<EventReply>(*message)) return true;
+  if (const auto* command = std::get_if<Command>(&*message)) serve(*command, frame.seq);
+  return false;
+}
+
 void HypervisorPeer::serve_until_readable(int fd) {
   for (;;) {
     if (const Frame* frame = stream_.at_hand()) {
-      const auto message = dialect_.decode_downward(*frame);
-      if (!message) throw std::runtime_error(describe(message.error()));
-      if (const auto* command = std::get_if<Command>(&*message)) serve(*command, frame->seq);
+      take(*frame);
       continue;
     }
     pollfd both[] = {{fd, POLLIN, 0}, {stream_.fd(), POLLIN, 0}};
@@ -182,18 +218,16 @@ void HypervisorPeer::serve_until_readable(int fd) {
   }
 }
 
-EventReply HypervisorPeer::round_trip(const Event& event) {
-  dialect_.encode(event, Seq{++seq_}, stream_.out());
+void HypervisorPeer::round_trip(const Event& event) {
+  if (older_ != nullptr) older_->encode(kvmi1::EventMessage{event}, Seq{++seq_}, stream_.out());
+  else dialect_.encode(event, Seq{++seq_}, stream_.out());
   stream_.flush();
   for (;;) {
     const Frame& frame = stream_.next();
-    const auto message = dialect_.decode_downward(frame);
-    if (!message) throw std::runtime_error(describe(message.error()));
-    if (const auto* reply = std::get_if<EventReply>(&*message)) {
-      if (frame.seq.value != seq_) throw std::runtime_error("a reply carries another seq than the event");
-      return *reply;
-    }
-    if (const auto* command = std::get_if<Command>(&*message)) serve(*command, frame.seq);
+    const Seq seq = frame.seq;
+    if (!take(frame)) continue;
+    if (seq.value != seq_) throw std::runtime_error("a reply carries another seq than the event");
+    return;
   }
 }
 
@@ -255,6 +289,58 @@ void decide(Stream& stream, std::uint64_t answers) {
     if (event == nullptr || answers == 0) continue;
     --answers;
     dialect.encode(EventReply{.vcpu = event->vcpu, .event = event->kind()}, frame->seq, stream.out());
+    stream.flush();
+  }
+}
+
+// ---- the tool of an older dialect ----
+
+Stream greet(int listener) {
+  Fd fd = accept_one(listener);
+  ByteBuffer hello = receive(fd.get(), sizeof(std::uint32_t));
+  const auto size = first_struct_size(hello);
+  if (!size || !*size) throw std::runtime_error("kvmid's handshake has no size");
+  (void)receive(fd.get(), **size - hello.size());
+  ByteBuffer answer;
+  encode(HypervisorAnswer{}, answer);
+  send_all(fd.get(), answer);
+  return Stream(std::move(fd));
+}
+
+void wish(Stream& stream, const kvmi1::Codec& codec) {
+  using namespace kvmi1;
+  std::vector<kvmi1::Command> commands;
+  const std::uint16_t cr = codec.number_of(EventKind::Cr).value();
+  if (codec.dialect() == DialectId::Rfc2017) {
+    commands = {SetEvents{VcpuId{0}, cr}, ControlGuestCr{true, 4}};
+  } else {
+    commands = {kvmi1::ControlEvents{VcpuId{0}, cr, true}, kvmi1::ControlCr{VcpuId{0}, true, 4}};
+  }
+  for (std::uint32_t i = 0; i < commands.size(); ++i) codec.encode(commands[i], Seq{i + 1}, stream.out());
+  stream.flush();
+  for (std::size_t i = 0; i < commands.size(); ++i) {
+    const auto message = codec.decode_upward(stream.next());
+    if (!message) throw std::runtime_error(kvmi1::describe(codec, message.error()));
+    const auto* reply = std::get_if<Reply>(&*message);
+    if (reply == nullptr || reply->error != 0) throw std::runtime_error("kvmid refused what the tool asked for");
+  }
+}
+
+void decide(Stream& stream, const kvmi1::Codec& codec) {
+  using namespace kvmi1;
+  const bool old = codec.dialect() == DialectId::Rfc2017;
+  while (const Frame* frame = stream.next_or_end()) {
+    const auto message = codec.decode_upward(*frame);
+    if (!message) throw std::runtime_error(kvmi1::describe(codec, message.error()));
+    const auto* event = std::get_if<EventMessage>(&*message);
+    if (event == nullptr) continue;
+    const std::uint64_t value = std::get<CrData>(event->event.data).new_value;
+    EventReplyMessage reply;
+    reply.vcpu = event->event.vcpu;
+    reply.action = old ? kAllow2017 : kContinue;
+    reply.event = static_cast<std::uint8_t>(codec.number_of(EventKind::Cr).value());
+    reply.data = std::as_bytes(std::span(&value, 1));
+    codec.encode(reply, frame->seq, stream.out());
     stream.flush();
   }
 }

@@ -16,6 +16,7 @@
 
 #include "protocol/dialect_kvmi2.h"
 #include "protocol/handshake.h"
+#include "protocol/kvmi1_codec.h"
 
 namespace kvmid::bench {
 
@@ -72,19 +73,24 @@ class Stream {
 /// A hypervisor with one vCPU: says its hello, answers what kvmid asks, then sends events one by one.
 class HypervisorPeer {
  public:
-  explicit HypervisorPeer(Fd fd) : stream_(std::move(fd)) {}
+  /// With a codec it speaks that older dialect, else KVMI 2.
+  explicit HypervisorPeer(Fd fd, const kvmi1::Codec* older = nullptr) : stream_(std::move(fd)), older_(older) {}
   /// The handshake with kvmid. Not used where there is no kvmid between the peers.
   void hello(const Uuid& uuid, const std::string& name);
   /// Answers commands until there is something to read, or an end of file, at `fd`.
   void serve_until_readable(int fd);
   /// Sends one event and waits for its reply.
-  EventReply round_trip(const Event& event);
+  void round_trip(const Event& event);
   /// An event of a write to CR4, as a guest in 64-bit mode would cause it.
   static Event cr4_event();
 
  private:
   void serve(const Command& command, Seq seq);
+  void serve(const kvmi1::Command& command, Seq seq);
+  /// True: it was the reply to an event.
+  bool take(const Frame& frame);
   Stream stream_;
+  const kvmi1::Codec* older_;
   DialectKvmi2 dialect_;
   std::uint32_t seq_ = 0;
   EventSet enabled_;
@@ -101,5 +107,12 @@ std::optional<Stream> attach(const std::string& agent_socket, const Uuid& guest,
 bool wish(Stream& stream, const Wishes& wishes);
 /// Answers events with ALLOW until the peer closes. `answers`: after so many it reads on and says nothing.
 void decide(Stream& stream, std::uint64_t answers);
+
+/// A tool of an older dialect: waits at `listener` for kvmid, and greets.
+Stream greet(int listener);
+/// Asks for writes to CR4 on vCPU 0.
+void wish(Stream& stream, const kvmi1::Codec& codec);
+/// Answers events with CONTINUE (rfc2017: ALLOW) and the new value, until the peer closes.
+void decide(Stream& stream, const kvmi1::Codec& codec);
 
 }  // namespace kvmid::bench
