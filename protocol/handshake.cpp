@@ -167,6 +167,8 @@ Result<HypervisorAnswer, HandshakeError> parse_hypervisor_answer(Bytes whole) {
   constexpr std::size_t kPartAt = sizeof(kvmi_handshake_answer);
   if (whole.size() < kPartAt) return bad(HandshakeErrc::BadStructSize, whole.size());
   HypervisorAnswer answer;
+  const auto head = load<kvmi_handshake_answer>(whole, 0);
+  std::copy(std::begin(head.cookie_hash), std::end(head.cookie_hash), answer.cookie_hash.begin());
   if (!has_magic(whole, kPartAt)) return answer;
   if (whole.size() < kPartAt + sizeof(kvmi_handshake_answer_kvmi2)) {
     return bad(HandshakeErrc::BadStructSize, whole.size());
@@ -186,6 +188,7 @@ void encode(const HypervisorAnswer& answer, ByteBuffer& out) {
   kvmi_handshake_answer head{};
   const std::size_t size = sizeof head + (answer.kvmi2 ? sizeof(kvmi_handshake_answer_kvmi2) : 0);
   head.struct_size = static_cast<std::uint32_t>(size);
+  std::copy(answer.cookie_hash.begin(), answer.cookie_hash.end(), head.cookie_hash);
   append(head, out);
   if (!answer.kvmi2) return;
   kvmi_handshake_answer_kvmi2 part{};

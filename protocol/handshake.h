@@ -10,6 +10,7 @@
 /// Source:   protocol/PROTOCOL.md, "Connecting"; QEMU's struct: the KVM-VMI branches v6
 ///           (96 bytes) to v12 (104).
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -60,6 +61,7 @@ struct HypervisorAnswer {
   bool kvmi2 = false;
   ErrorCode status = ErrorCode::None;
   std::string text;
+  std::array<std::uint8_t, 20> cookie_hash{};  ///< SHA-1 of a secret that both know; zeros: none
 };
 Result<HypervisorAnswer, HandshakeError> parse_hypervisor_answer(Bytes whole);
 void encode(const HypervisorAnswer& answer, ByteBuffer& out);

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <future>
 
+#include "daemon/io/guest_rules.h"
 #include "daemon/io/guest_session.h"
 #include "daemon/io/peer.h"
 #include "daemon/io/welcome.h"
@@ -24,6 +25,13 @@ bool names_kvmi2(Bytes handshake) {
   return magic == KVMI_HELLO_MAGIC;
 }
 
+/// What QEMU's branches send: v6 and v7, v12, and 2.11.93 with its memory map.
+bool is_of_qemu(std::size_t size) {
+  constexpr std::size_t kMapEntry = 24;
+  return size == offsetof(kvmi_handshake, max_gpa) ||
+         (size >= sizeof(kvmi_handshake) && (size - sizeof(kvmi_handshake)) % kMapEntry == 0);
+}
+
 }  // namespace
 
 Broker::Broker(boost::asio::io_context& front, Settings settings, Log& log, Witnesses witnesses)
@@ -34,17 +42,30 @@ Broker::Broker(boost::asio::io_context& front, Settings settings, Log& log, Witn
       registry_(settings_.shards, settings_.limits.guests_max),
       services_{registry_, counters_, log_, core::GuestLimits{.command_timeout = settings_.limits.command_timeout},
                 failures_, witnesses},
+      dialler_(front, settings_, services_,
+               {.place = [this](Ticket& place) { return take_place(place); },
+                .attach =
+                    [](std::shared_ptr<GuestSession> session, AgentArrival arrival) {
+                      Shard& shard = session->shard();
+                      shard.post([target = std::move(session), moved = std::move(arrival)]() mutable {
+                        target->attach(std::move(moved));
+                      });
+                    },
+                .refused = [this](const AgentArrival& arrival, std::string_view step, ErrorCode error,
+                                  const std::string& text) { dial_refused(arrival, step, error, text); }}),
       stop_timer_(front) {
   for (unsigned i = 0; i < settings_.shards; ++i) shards_.push_back(std::make_unique<Shard>(i, services_));
   registry_.set_listener([this](const GuestChange& change) {
     boost::asio::post(front_, [this, change] {
       for (const auto& [key, control] : controls_) control->tell(change);
+      dialler_.guest_changed(change);
     });
   });
 }
 
 Broker::~Broker() {
   listeners_.clear();
+  dialler_.stop();
   for (const auto& reader : readers_) reader->cancel();
   readers_.clear();
   controls_.clear();
@@ -90,13 +111,20 @@ Result<void, ListenError> Broker::open_side(const ListenAt& at, std::vector<Pass
 
 // ---- newcomers ----
 
+bool Broker::take_place(Ticket& place) {
+  if (connections_->load(std::memory_order_relaxed) >= settings_.limits.connections_max) return false;
+  connections_->fetch_add(1, std::memory_order_relaxed);
+  place = Ticket([count = connections_] { count->fetch_sub(1, std::memory_order_relaxed); });
+  return true;
+}
+
 void Broker::accepted(UniqueFd fd, Side side) {
-  if (connections_->load(std::memory_order_relaxed) >= settings_.limits.connections_max) {
+  Greeted fresh;
+  if (!take_place(fresh.connection)) {
     add_one(counters_.connections_refused);
     log_.debug("connection refused reason=\"over limits.connections_max\"");
     return;
   }
-  Greeted fresh;
   auto peer = peer_of(fd.get());
   if (!peer) {
     add_one(counters_.connections_refused);
@@ -105,8 +133,6 @@ void Broker::accepted(UniqueFd fd, Side side) {
   }
   fresh.fd = std::move(fd);
   fresh.peer = std::move(*peer);
-  connections_->fetch_add(1, std::memory_order_relaxed);
-  fresh.connection = Ticket([count = connections_] { count->fetch_sub(1, std::memory_order_relaxed); });
 
   const auto reader = std::make_shared<HelloReader>(front_, std::move(fresh), settings_.limits.hello_timeout);
   readers_.insert(reader);
@@ -134,63 +160,106 @@ void Broker::hello_failed(Side side, Greeted greeted, HelloFailure failure, cons
   if (may_log_refusal())
     log_.info("no hello from={} {} reason={}", side == Side::Hypervisor ? "hypervisor" : "agent",
               to_string(greeted.peer), field(text));
+  failures_.add({.time = {},
+                 .side = side == Side::Hypervisor ? FailureSide::Hypervisor : FailureSide::Agent,
+                 .peer = to_string(greeted.peer),
+                 .guest = {},
+                 .step = step::kHandshake,
+                 .text = text});
   if (side == Side::Agent && failure != HelloFailure::Closed)
     refuse_agent(greeted.fd.get(), failure == HelloFailure::TimedOut ? ErrorCode::TimedOut : ErrorCode::Invalid, text);
   if (side == Side::Hypervisor && failure == HelloFailure::Malformed && names_kvmi2(greeted.hello))
-    answer_hypervisor(greeted.fd.get(), true, ErrorCode::Invalid, text);
+    answer_hypervisor(greeted.fd.get(), {.kvmi2 = true, .status = ErrorCode::Invalid, .text = text});
 }
 
-void Broker::refuse(Greeted& greeted, bool kvmi2, ErrorCode error, const std::string& text, std::string_view guest) {
+/// The older dialects have no words for a refusal: there it is closed.
+void Broker::refuse(Greeted& greeted, const HypervisorHello& hello, std::string_view step, ErrorCode error,
+                    const std::string& text) {
   add_one(counters_.connections_refused);
+  const std::string guest = hello.name.empty() ? to_string(hello.uuid) : hello.name;
   if (may_log_refusal())
-    log_.warn("hypervisor refused {} guest={} error={} reason={}", to_string(greeted.peer), field(guest),
-              name_of(error), field(text));
+    log_.warn("hypervisor refused {} guest={} step={} error={} reason={}", to_string(greeted.peer), field(guest),
+              field(step), name_of(error), field(text));
+  failures_.add({.time = {},
+                 .side = FailureSide::Hypervisor,
+                 .peer = to_string(greeted.peer),
+                 .guest = guest,
+                 .step = step,
+                 .text = text});
   AuditRecord record;
   record.kind = AuditKind::HypervisorRefused;
   record.peer = greeted.peer;
   record.guest_name = guest;
   audit_refusal(std::move(record), error, text);
-  if (kvmi2) answer_hypervisor(greeted.fd.get(), true, error, text);
+  if (hello.kvmi2) answer_hypervisor(greeted.fd.get(), {.kvmi2 = true, .status = error, .text = text});
 }
 
 void Broker::hypervisor_greeted(Greeted greeted) {
   auto hello = parse_hypervisor_hello(greeted.hello);
+  if (hello && !hello->kvmi2 && !is_of_qemu(greeted.hello.size()))
+    hello = HandshakeError{HandshakeErrc::BadStructSize, greeted.hello.size()};
   if (!hello) return hello_failed(Side::Hypervisor, std::move(greeted), HelloFailure::Malformed, describe(hello.error()));
-  const std::string guest = hello->name.empty() ? to_string(hello->uuid) : hello->name;
   if (!allows(settings_.hypervisor_peers, greeted.peer))
-    return refuse(greeted, hello->kvmi2, ErrorCode::NotPermitted,
-                  "hypervisors of " + to_string(greeted.peer) + " are not allowed by the configuration", guest);
-  if (!hello->kvmi2) return refuse(greeted, false, ErrorCode::NotSupported, "dialect not supported", guest);
+    return refuse(greeted, *hello, step::kPeer, ErrorCode::NotPermitted,
+                  "hypervisors of " + to_string(greeted.peer) + " are not allowed by the configuration");
   if (hello->uuid.is_zero())
-    return refuse(greeted, true, ErrorCode::Invalid, "the guest's uuid is all zero", guest);
+    return refuse(greeted, *hello, step::kHandshake, ErrorCode::Invalid, "the guest's uuid is all zero");
+  if (hello->name.empty() && !hello->kvmi2) hello->name = to_string(hello->uuid);  // v6 says none
+  const GuestRule* rule = rule_of(settings_.guest_rules, hello->name, hello->uuid);
+  if (rule != nullptr && rule->bound_to && !allows(*rule->bound_to, greeted.peer))
+    return refuse(greeted, *hello, step::kPeer, ErrorCode::NotPermitted,
+                  "the guest is bound to other peers than " + to_string(greeted.peer));
 
   auto session = registry_.claim(hello->uuid, hello->name, [&](unsigned shard) {
     return std::make_shared<GuestSession>(*shards_[shard], shard, *hello, services_);
   });
-  if (!session) return refuse(greeted, true, session.error().error, session.error().text, guest);
+  if (!session) return refuse(greeted, *hello, step::kGuest, session.error().error, session.error().text);
+  HypervisorAnswer answer;
+  answer.kvmi2 = hello->kvmi2;
+  if (rule != nullptr && rule->cookie) answer.cookie_hash = *rule->cookie;
   // A peer that is gone already is found out by its first read.
-  (void)answer_hypervisor(greeted.fd.get(), true, ErrorCode::None, {});
+  (void)answer_hypervisor(greeted.fd.get(), answer);
   HypervisorArrival arrival{std::move(greeted.fd), std::move(*hello), std::move(greeted.peer),
                             std::move(greeted.connection), std::move(greeted.descriptor)};
+  if (rule != nullptr) arrival.dialect = rule->dialect;
   Shard& shard = (*session)->shard();
   shard.post([target = *session, moved = std::move(arrival)]() mutable { target->link(std::move(moved)); });
 }
 
-void Broker::refuse(AgentArrival& arrival, ErrorCode error, const std::string& text) {
+void Broker::refuse(AgentArrival& arrival, std::string_view step, ErrorCode error, const std::string& text) {
   add_one(counters_.connections_refused);
   if (may_log_refusal())
     log_.warn("agent refused name={} {} error={} reason={}", field(arrival.hello.name), to_string(arrival.peer),
               name_of(error), field(text));
+  const bool of_guest = !arrival.hello.uuid.is_zero();
+  failures_.add({.time = {},
+                 .side = FailureSide::Agent,
+                 .peer = to_string(arrival.peer),
+                 .guest = of_guest ? to_string(arrival.hello.uuid) : std::string{},
+                 .step = step,
+                 .text = text});
   AuditRecord record;
   record.kind = AuditKind::AgentRefused;
   record.agent_name = arrival.hello.name;
   record.peer = arrival.peer;
-  if (!arrival.hello.uuid.is_zero()) {
+  if (of_guest) {
     record.guest = arrival.hello.uuid;
     record.guest_name = registry_.find(arrival.hello.uuid).name;
   }
   audit_refusal(std::move(record), error, text);
   refuse_agent(arrival.fd.get(), error, text);
+}
+
+/// The dialler has logged it.
+void Broker::dial_refused(const AgentArrival& arrival, std::string_view step, ErrorCode error,
+                          const std::string& text) {
+  AuditRecord record;
+  record.kind = AuditKind::AgentRefused;
+  record.agent_name = arrival.hello.name;
+  record.peer = arrival.peer;
+  record.guest = arrival.hello.uuid;
+  record.guest_name = registry_.find(arrival.hello.uuid).name;
+  audit_refusal(std::move(record), error, std::string(step) + ": " + text);
 }
 
 /// Newcomers that nobody knows must not push the lines of others out of the queue.
@@ -219,15 +288,17 @@ void Broker::attach(AgentArrival arrival) {
   const auto who = arrival.peer.uid ? "uid " + std::to_string(*arrival.peer.uid)
                                     : "cid " + std::to_string(arrival.peer.cid.value_or(0));
   if (!core::may_connect(settings_.policy, arrival.peer))
-    return refuse(arrival, ErrorCode::NotPermitted, "no policy rule lets " + who + " use guest " + to_string(uuid));
+    return refuse(arrival, step::kPolicy, ErrorCode::NotPermitted,
+                  "no policy rule lets " + who + " use guest " + to_string(uuid));
   const auto found = registry_.find(uuid);
   if (!found.session || !found.ready)
-    return refuse(arrival, ErrorCode::NoEntry, "there is no guest " + to_string(uuid));
+    return refuse(arrival, step::kGuest, ErrorCode::NoEntry, "there is no guest " + to_string(uuid));
   const core::Grant* grant = core::find_grant(settings_.policy, arrival.peer, found.name, uuid);
   if (grant == nullptr)
-    return refuse(arrival, ErrorCode::NotPermitted, "no policy rule lets " + who + " use guest " + found.name);
+    return refuse(arrival, step::kPolicy, ErrorCode::NotPermitted,
+                  "no policy rule lets " + who + " use guest " + found.name);
   auto place = registry_.attachment(arrival.peer, grant->quota.attachments_max);
-  if (!place) return refuse(arrival, place.error().error, place.error().text);
+  if (!place) return refuse(arrival, step::kPolicy, place.error().error, place.error().text);
   arrival.attachment = std::move(*place);
   arrival.grant = *grant;
   arrival.id = registry_.next_agent_id();
@@ -238,9 +309,9 @@ void Broker::attach(AgentArrival arrival) {
 void Broker::open_control(AgentArrival arrival) {
   const core::Rule* rule = core::find_rule(settings_.policy, arrival.peer);
   if (rule == nullptr)
-    return refuse(arrival, ErrorCode::NotPermitted, "no policy rule knows " + to_string(arrival.peer));
+    return refuse(arrival, step::kPolicy, ErrorCode::NotPermitted, "no policy rule knows " + to_string(arrival.peer));
   auto place = registry_.attachment(arrival.peer, rule->grant.quota.attachments_max);
-  if (!place) return refuse(arrival, place.error().error, place.error().text);
+  if (!place) return refuse(arrival, step::kPolicy, place.error().error, place.error().text);
   arrival.attachment = std::move(*place);
   arrival.grant = rule->grant;
   arrival.id = registry_.next_agent_id();
@@ -266,10 +337,13 @@ void Broker::reload(Settings settings, std::function<void(PolicyEffect)> done) {
 void Broker::apply(Settings settings, std::function<void(PolicyEffect)> done) {
   settings_.limits = settings.limits;
   settings_.hypervisor_peers = std::move(settings.hypervisor_peers);
+  settings_.guest_rules = std::move(settings.guest_rules);
+  settings_.dialed_agents = std::move(settings.dialed_agents);
   settings_.policy = std::move(settings.policy);
   policy_ = std::make_shared<const core::Policy>(settings_.policy);
   services_.limits = core::GuestLimits{.command_timeout = settings_.limits.command_timeout};
   registry_.set_guests_max(settings_.limits.guests_max);
+  dialler_.reload();
 
   struct Sum {
     std::atomic<std::size_t> left;
@@ -303,6 +377,7 @@ void Broker::stop(std::function<void()> done) {
   stop_done_ = std::move(done);
   log_.info("stopping guests={}", registry_.list().size());
   listeners_.clear();
+  dialler_.stop();
   for (const auto& reader : readers_) reader->cancel();
   readers_.clear();
   for (const auto& shard : shards_) shard->stop();

@@ -14,6 +14,7 @@
 
 #include "daemon/io/control_session.h"
 #include "daemon/io/counters.h"
+#include "daemon/io/dialler.h"
 #include "daemon/io/failures.h"
 #include "daemon/io/hello_reader.h"
 #include "daemon/io/listener.h"
@@ -77,8 +78,11 @@ class Broker {
   void agent_greeted(Greeted greeted);
   void attach(AgentArrival arrival);
   void open_control(AgentArrival arrival);
-  void refuse(Greeted& greeted, bool kvmi2, ErrorCode error, const std::string& text, std::string_view guest);
-  void refuse(AgentArrival& arrival, ErrorCode error, const std::string& text);
+  void refuse(Greeted& greeted, const HypervisorHello& hello, std::string_view step, ErrorCode error,
+              const std::string& text);
+  void refuse(AgentArrival& arrival, std::string_view step, ErrorCode error, const std::string& text);
+  void dial_refused(const AgentArrival& arrival, std::string_view step, ErrorCode error, const std::string& text);
+  [[nodiscard]] bool take_place(Ticket& place);
   void apply(Settings settings, std::function<void(PolicyEffect)> done);
   void audit_refusal(AuditRecord record, ErrorCode error, const std::string& text);
   void shards_ended();
@@ -96,6 +100,7 @@ class Broker {
   Services services_;
   std::vector<std::unique_ptr<Shard>> shards_;
   std::vector<std::unique_ptr<Listener>> listeners_;
+  Dialler dialler_;
   std::unordered_set<std::shared_ptr<HelloReader>> readers_;
   std::unordered_map<ControlSession*, std::unique_ptr<ControlSession>> controls_;
   boost::asio::steady_timer stop_timer_;

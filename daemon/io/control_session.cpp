@@ -79,7 +79,7 @@ bool ControlSession::apply(std::shared_ptr<const core::Policy> policy) {
     if (saw == sees || !guest.online) continue;
     auto& out = connection_->outbox().compose();
     if (sees) {
-      dialect_.encode(GuestOn{entry_of(guest.uuid, guest.name, guest.vcpu_count, true)}, out);
+      dialect_.encode(GuestOn{entry_of(guest.uuid, guest.name, guest.facts.vcpu_count, true)}, out);
     } else {
       dialect_.encode(GuestOff{guest.uuid, OffReason::LinkLost, "policy changed: this guest is not shown any more"}, out);
     }
@@ -110,7 +110,7 @@ void ControlSession::tell(const GuestChange& change) {
   if (lost_ || !visible(change.uuid, change.name)) return;
   auto& out = connection_->outbox().compose();
   if (change.on) {
-    dialect_.encode(GuestOn{entry_of(change.uuid, change.name, change.vcpu_count, true)}, out);
+    dialect_.encode(GuestOn{entry_of(change.uuid, change.name, change.facts.vcpu_count, true)}, out);
   } else {
     dialect_.encode(GuestOff{change.uuid, change.reason, change.text}, out);
   }
@@ -173,7 +173,7 @@ void ControlSession::serve_guests(Seq seq, const GetGuests& command) {
   for (const auto& guest : services_.registry.list()) {
     if (!visible(guest.uuid, guest.name)) continue;
     if (total++ < command.first || entries_.size() == kEntriesMax) continue;
-    entries_.push_back(entry_of(guest.uuid, guest.name, guest.vcpu_count, guest.online));
+    entries_.push_back(entry_of(guest.uuid, guest.name, guest.facts.vcpu_count, guest.online));
   }
   const GetGuestsReply body{.total = total, .entries = std::span<const kvmi_guest_entry>(entries_)};
   reply(seq, {.id = KVMI_MSG_GET_GUESTS, .text = {}, .body = body});

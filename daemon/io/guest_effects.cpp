@@ -45,7 +45,8 @@ void GuestSession::perform() {
                    },
                    [&](const core::CloseHypervisor& e) { lose_hypervisor(e.reason, e.text, true); },
                    [&](const core::GuestReady&) {
-                     services_.registry.set_ready(uuid(), machine_.facts().vcpu_count);
+                     services_.registry.set_ready(
+                         uuid(), {machine_.facts().vcpu_count, start_time_, machine_.facts().max_gpa});
                      tap_guest(true, {});
                    },
                    [&](const core::Report& e) { report(e); },
@@ -173,7 +174,7 @@ std::string fields_of(const core::Report& e, std::string_view guest) {
   const bool of_vcpu = e.fact == Fact::CommandTimedOut || e.fact == Fact::UnionRefused;
   if (tells_of_event(e.fact) || of_vcpu) line.add("vcpu", e.vcpu == kAllVcpus ? "all" : std::to_string(e.vcpu.value));
   if (e.seq != Seq{}) line.add("seq", e.seq.value);
-  if (tells_of_event(e.fact)) line.add("event", name_of(e.event));
+  if (tells_of_event(e.fact) || e.fact == Fact::Demoted) line.add("event", name_of(e.event));
   if (e.fact == Fact::Expired || e.fact == Fact::Decided) line.add("action", name_of(e.action));
   if (tells_of_command(e.fact) && e.command != CommandId{}) line.add("command", name_of(e.command));
   if (e.fact == Fact::CommandGranted && e.amount != 0) {

@@ -20,10 +20,20 @@ using Clock = std::chrono::steady_clock;
 
 namespace {
 constexpr std::string_view kStopping = "kvmid is stopping";
+
+/// Larger than any cookie of the guest's former lives, here or under another kvmid: nobody makes a change in each
+/// nanosecond. After a clock was set back it is less, but by far more than what those lives counted.
+std::uint64_t cookie_seed() {
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  return static_cast<std::uint64_t>(std::chrono::nanoseconds(now).count());
+}
 }
 
 GuestSession::GuestSession(Shard& shard, unsigned shard_number, const HypervisorHello& hello, const Services& services)
-    : shard_(shard), shard_number_(shard_number), services_(services), machine_(hello, services.limits) {}
+    : shard_(shard),
+      shard_number_(shard_number),
+      services_(services),
+      machine_(hello, services.limits, cookie_seed()) {}
 
 GuestSession::~GuestSession() {
   if (hypervisor_) hypervisor_->connection->close();
@@ -40,6 +50,7 @@ void GuestSession::link(HypervisorArrival arrival) {
                                                  kHypervisorQueueMax);
   hypervisor_ = std::make_unique<HypervisorLink>(*this, connection, arrival);
   last_hypervisor_ = hypervisor_->peer;
+  start_time_ = hello.start_time;
   services_.log.info("hypervisor connected guest={} uuid={} dialect={} {} shard={}", field(hello.name),
                      to_string(hello.uuid), hypervisor_->dialect.name(), to_string(hypervisor_->peer), shard_number_);
   audit_hypervisor(AuditKind::HypervisorAttached, {});
@@ -161,6 +172,13 @@ void GuestSession::AgentLink::refuse_frame(ErrorCode error, std::string_view tex
 void GuestSession::AgentLink::on_lost(std::string_view why) {
   session_.lose(*this, why, false);
   session_.finish_step();  // destroys *this
+}
+
+void GuestSession::dismiss(AgentId id, std::string_view reason) {
+  AgentLink* agent = find(id);
+  if (agent == nullptr) return;
+  lose(*agent, reason, true);
+  finish_step();
 }
 
 PolicyEffect GuestSession::apply(const core::Policy& policy, const core::GuestLimits& limits) {

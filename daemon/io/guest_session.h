@@ -36,6 +36,8 @@ class GuestSession : public std::enable_shared_from_this<GuestSession> {
   void link(HypervisorArrival arrival);
   /// Sends the welcome, or the refusal.
   void attach(AgentArrival arrival);
+  /// That agent is let go, if it is still there.
+  void dismiss(AgentId id, std::string_view reason);
   void on_time(core::TimePoint now);
   /// Every agent's grant is found anew: rights are withdrawn, quotas changed, and who has no grant is closed.
   PolicyEffect apply(const core::Policy& policy, const core::GuestLimits& limits);
@@ -101,6 +103,7 @@ class GuestSession : public std::enable_shared_from_this<GuestSession> {
   std::shared_ptr<const GuestLabel> label_;  ///< made when somebody watches
   std::unique_ptr<HypervisorLink> hypervisor_;
   core::Peer last_hypervisor_;
+  std::int64_t start_time_ = 0;
   std::unique_ptr<SharedRam> ram_;  ///< of that hypervisor; null: it shares none
   std::vector<std::unique_ptr<AgentLink>> agents_;
   std::vector<Connection*> dirty_;  ///< have something to write since the step began

@@ -41,22 +41,22 @@ void Registry::set_guests_max(std::size_t guests_max) {
   guests_max_ = guests_max;
 }
 
-void Registry::set_ready(const Uuid& uuid, std::uint32_t vcpu_count) {
-  GuestChange change{.on = true, .uuid = uuid, .name = {}, .vcpu_count = vcpu_count, .reason = {}, .text = {}};
+void Registry::set_ready(const Uuid& uuid, const GuestFacts& facts) {
+  GuestChange change{.on = true, .uuid = uuid, .name = {}, .facts = facts, .reason = {}, .text = {}};
   {
     const std::lock_guard lock(mutex_);
     const auto it = guests_.find(uuid);
     if (it == guests_.end()) return;
     it->second.state = State::Online;
     it->second.was_online = true;
-    it->second.vcpu_count = vcpu_count;
+    it->second.facts = facts;
     change.name = it->second.name;
   }
   if (listener_) listener_(change);
 }
 
 void Registry::set_away(const Uuid& uuid, OffReason reason, std::string_view text) {
-  GuestChange change{.on = false, .uuid = uuid, .name = {}, .vcpu_count = 0, .reason = reason, .text = std::string(text)};
+  GuestChange change{.on = false, .uuid = uuid, .name = {}, .facts = {}, .reason = reason, .text = std::string(text)};
   bool was_online = false;
   {
     const std::lock_guard lock(mutex_);
@@ -65,7 +65,7 @@ void Registry::set_away(const Uuid& uuid, OffReason reason, std::string_view tex
     was_online = it->second.state == State::Online;
     it->second.state = State::Away;
     change.name = it->second.name;
-    change.vcpu_count = it->second.vcpu_count;
+    change.facts = it->second.facts;
   }
   if (was_online && listener_) listener_(change);
 }
@@ -93,7 +93,7 @@ std::vector<GuestSummary> Registry::list() const {
   const std::lock_guard lock(mutex_);
   std::vector<GuestSummary> out;
   for (const auto& [uuid, entry] : guests_) {
-    if (entry.was_online) out.push_back({uuid, entry.name, entry.vcpu_count, entry.state == State::Online});
+    if (entry.was_online) out.push_back({uuid, entry.name, entry.facts, entry.state == State::Online});
   }
   return out;
 }

@@ -19,12 +19,19 @@ namespace kvmid::io {
 
 class GuestSession;
 
-/// A guest that came or went, for control connections.
+/// What its hypervisor says of a guest once it is online.
+struct GuestFacts {
+  std::uint32_t vcpu_count = 0;
+  std::int64_t start_time = 0;  ///< seconds since 1970; 0: not known
+  std::uint64_t max_gpa = 0;    ///< end of its highest RAM
+};
+
+/// A guest that came or went, for control connections and for tools that are connected to.
 struct GuestChange {
   bool on = false;
   Uuid uuid;
   std::string name;
-  std::uint32_t vcpu_count = 0;
+  GuestFacts facts{};
   OffReason reason{};
   std::string text;
 };
@@ -33,7 +40,7 @@ struct GuestChange {
 struct GuestSummary {
   Uuid uuid;
   std::string name;
-  std::uint32_t vcpu_count = 0;
+  GuestFacts facts{};
   bool online = false;
 };
 
@@ -67,7 +74,7 @@ class Registry {
                                                              const Factory& make);
   /// From the next claim on.
   void set_guests_max(std::size_t guests_max);
-  void set_ready(const Uuid& uuid, std::uint32_t vcpu_count);
+  void set_ready(const Uuid& uuid, const GuestFacts& facts);
   void set_away(const Uuid& uuid, OffReason reason, std::string_view text);
   /// True: the guest is gone, and what it counted is kept. False: a hypervisor has just claimed it.
   bool erase_if_away(const Uuid& uuid, const core::GuestCounters& counters);
@@ -98,7 +105,7 @@ class Registry {
     std::string name;
     State state = State::Connecting;
     bool was_online = false;
-    std::uint32_t vcpu_count = 0;
+    GuestFacts facts{};
   };
 
   mutable std::mutex mutex_;

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #pragma once
 
+#include <optional>
+#include <string>
+
 #include "daemon/core/guest_machine.h"
 #include "daemon/io/audit.h"
 #include "daemon/io/counters.h"
@@ -10,6 +13,7 @@
 #include "daemon/io/ticket.h"
 #include "daemon/io/unique_fd.h"
 #include "protocol/handshake.h"
+#include "protocol/kvmi1.h"
 
 namespace kvmid::io {
 
@@ -40,9 +44,19 @@ struct HypervisorArrival {
   core::Peer peer;
   Ticket connection;
   UniqueFd ram;  ///< guest RAM, if it came with the handshake
+  std::optional<kvmi1::DialectId> dialect{};  ///< of one that is not KVMI 2; none: it is found out
 };
 
-/// An agent that policy lets in; it has had no welcome yet.
+/// What is particular to a tool of an older dialect that kvmid connected to.
+struct DialedArrival {
+  kvmi1::DialectId dialect{};
+  std::string address;                    ///< for people
+  std::optional<Role> role;               ///< not more than the grant gives
+  std::optional<std::uint32_t> priority;  ///< in place of the grant's
+  Ticket connected;                       ///< given back when the connection ends
+};
+
+/// An agent that policy lets in; it has had no welcome yet, and a dialed one gets none.
 struct AgentArrival {
   UniqueFd fd;
   AgentId id;
@@ -51,6 +65,7 @@ struct AgentArrival {
   core::Grant grant;
   Ticket connection;
   Ticket attachment;
+  std::optional<DialedArrival> dialed{};
 };
 
 }  // namespace kvmid::io

@@ -57,9 +57,9 @@ void refuse_agent(int fd, ErrorCode error, std::string_view text) {
   send_first(fd, bytes);  // a peer that is gone needs no refusal
 }
 
-bool answer_hypervisor(int fd, bool kvmi2, ErrorCode error, std::string_view text) {
+bool answer_hypervisor(int fd, const HypervisorAnswer& answer) {
   ByteBuffer bytes;
-  encode(HypervisorAnswer{kvmi2, error, std::string(text)}, bytes);
+  encode(answer, bytes);
   return send_first(fd, bytes);
 }
 

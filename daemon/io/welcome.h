@@ -17,7 +17,7 @@ kvmi_welcome refusal(ErrorCode error, std::string_view text);
 bool send_first(int fd, Bytes bytes);
 /// refusal() to the peer; closing the socket is the caller's.
 void refuse_agent(int fd, ErrorCode error, std::string_view text);
-/// The answer to a hypervisor's hello.
-bool answer_hypervisor(int fd, bool kvmi2, ErrorCode error, std::string_view text);
+/// The answer to a hypervisor's hello. Of older dialects there is only the one that takes it.
+bool answer_hypervisor(int fd, const HypervisorAnswer& answer);
 
 }  // namespace kvmid::io

@@ -63,7 +63,7 @@ TEST_CASE("a guest has one hypervisor; one that comes back gets the same session
   const auto session = world.claim(1);
   REQUIRE(session);
   REQUIRE(world.claim(1).error().error == ErrorCode::Busy);
-  world.registry.set_ready(World::uuid(1), 2);
+  world.registry.set_ready(World::uuid(1), {.vcpu_count = 2});
   REQUIRE(world.claim(1).error().error == ErrorCode::Busy);
 
   world.registry.set_away(World::uuid(1), OffReason::LinkLost, "gone");
@@ -92,14 +92,14 @@ TEST_CASE("only guests that were online are listed, and changes are told once", 
   REQUIRE(world.claim(1));
   REQUIRE(world.registry.list().empty());
   REQUIRE_FALSE(world.registry.find(World::uuid(1)).ready);
-  world.registry.set_ready(World::uuid(1), 4);
+  world.registry.set_ready(World::uuid(1), {.vcpu_count = 4});
   world.registry.set_away(World::uuid(1), OffReason::Suspend, "bye");
   world.registry.set_away(World::uuid(1), OffReason::LinkLost, "again");
 
   REQUIRE(world.changes.size() == 2);
   REQUIRE(world.changes[0].on);
   REQUIRE(world.changes[0].name == "guest1");
-  REQUIRE(world.changes[0].vcpu_count == 4);
+  REQUIRE(world.changes[0].facts.vcpu_count == 4);
   REQUIRE_FALSE(world.changes[1].on);
   REQUIRE(world.changes[1].reason == OffReason::Suspend);
   const auto list = world.registry.list();
