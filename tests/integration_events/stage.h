@@ -23,8 +23,9 @@ namespace kvmid::test {
 class EventDaemon {
  public:
   EventDaemon() : EventDaemon("") {}
-  /// `rules`: of its policy, each with a comma behind it; they come before its own.
-  explicit EventDaemon(const std::string& rules);
+  /// `rules`: of its policy, each with a comma behind it; they come before its own. `member`: one more of the whole
+  /// configuration.
+  explicit EventDaemon(const std::string& rules, const std::string& member = "");
   [[nodiscard]] const RuntimeFolder& folder() const { return folder_; }
   [[nodiscard]] Daemon& daemon() { return *daemon_; }
 
