@@ -3,6 +3,7 @@
 # Everything comes from Debian 12 packages; scripts/install-dependencies lists them. Targets to link:
 #   Threads::Threads  Boost::headers  spdlog::spdlog  nlohmann_json::nlohmann_json  CLI11::CLI11
 #   Zydis::Zydis  PkgConfig::unicorn  PkgConfig::libsystemd  Catch2::Catch2 (kvmid_test links it)
+#   OpenSSL::Crypto (daemon/app only: the hash of a hypervisor's secret)
 #   benchmark::benchmark (bench/ only)
 
 set(THREADS_PREFER_PTHREAD_FLAG ON)
@@ -12,6 +13,7 @@ find_package(spdlog REQUIRED)
 find_package(nlohmann_json REQUIRED)
 find_package(CLI11 REQUIRED)
 find_package(Zydis REQUIRED)
+find_package(OpenSSL 3.0 REQUIRED COMPONENTS Crypto)
 find_package(PkgConfig REQUIRED)
 pkg_check_modules(unicorn REQUIRED IMPORTED_TARGET unicorn)
 pkg_check_modules(libsystemd REQUIRED IMPORTED_TARGET libsystemd)

@@ -24,6 +24,7 @@ int main(int argc, char** argv) {
   source.file = options.config_file.value_or("");
   source.runtime_dir = options.runtime_dir.value_or("");
   source.log_level = options.log_level.value_or("");
+  if (options.check_only) source.cookies = CookieFiles::Check;
   const auto config = source.load();
   if (!config) {
     std::fprintf(stderr, "%s: %s\n", source.file.c_str(), describe(config.error()).c_str());

@@ -259,7 +259,8 @@ Answer policy_answer(std::string_view method, std::string_view target, std::stri
 
   std::shared_ptr<const core::Policy> policy;
   if (method == "POST") {
-    auto config = parse_config(body, default_config(::geteuid(), std::thread::hardware_concurrency()));
+    auto config = parse_config(body, default_config(::geteuid(), std::thread::hardware_concurrency()),
+                               CookieFiles::Leave);
     if (!config) {
       Json refused = error_json(422, config.error().text);
       refused["error"]["path"] = config.error().path;

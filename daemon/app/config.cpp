@@ -9,13 +9,13 @@
 #include <set>
 #include <sstream>
 
+#include "daemon/app/config_dialects.h"
 #include "daemon/app/config_reader.h"
 #include "protocol/message.h"
 
 namespace kvmid::app {
 namespace {
 
-constexpr std::size_t kSocketPathMax = 107;  // sockaddr_un, without the closing zero
 constexpr std::size_t kFileMax = 8U << 20U;
 constexpr std::array<std::string_view, 7> kLogLevels{"trace", "debug", "info", "warn", "error", "critical", "off"};
 
@@ -33,13 +33,7 @@ void read_listen(const Json& node, const std::string& path, bool with_vsock, io:
   if (const Json* value = reader.find("unix")) {
     const std::string at = reader.path_of("unix");
     out.unix_path.clear();
-    if (!value->is_null()) {
-      out.unix_path = text_of(*value, at);
-      if (out.unix_path.empty() || out.unix_path.front() != '/')
-        fail(at, "must be an absolute path or null, is " + shown(*value));
-      if (out.unix_path.size() > kSocketPathMax)
-        fail(at, "the path has " + std::to_string(out.unix_path.size()) + " bytes, the system's limit is 107 bytes");
-    }
+    if (!value->is_null()) out.unix_path = socket_path_of(*value, at, "an absolute path or null");
   }
   if (const Json* value = reader.find("mode")) {
     const std::string at = reader.path_of("mode");
@@ -135,21 +129,6 @@ std::vector<EventKind> all_events() {
   return out;
 }
 
-template <class Value>
-void read_choice(ObjectReader& reader, const char* key, std::initializer_list<Value> choices, Value& out) {
-  const Json* value = reader.find(key);
-  if (value == nullptr) return;
-  std::string list;
-  for (const Value choice : choices) {
-    if (*value == std::string(name_of(choice))) {
-      out = choice;
-      return;
-    }
-    list += (list.empty() ? "" : ", ") + std::string(name_of(choice));
-  }
-  fail(reader.path_of(key), "must be one of " + list + ", is " + shown(*value));
-}
-
 void read_quota(const Json& node, const std::string& path, core::Quota& out) {
   ObjectReader reader(node, path);
   reader.number("requests", out.requests_max, 1, 1024);
@@ -225,7 +204,7 @@ void read_audit(const Json& node, const std::string& path, AuditConfig& out) {
   reader.finish();
 }
 
-Config read_root(const Json& root, const Config& defaults) {
+Config read_root(const Json& root, const Config& defaults, CookieFiles cookies) {
   Config config = defaults;
   ObjectReader reader(root, "");
   reader.find("$schema");
@@ -235,14 +214,10 @@ Config read_root(const Json& root, const Config& defaults) {
   if (const Json* v = reader.find("log")) read_log(*v, "/log", config.log);
   if (const Json* v = reader.find("audit")) read_audit(*v, "/audit", config.audit);
   if (const Json* v = reader.find("limits")) read_limits(*v, "/limits", config.settings.limits);
-  if (const Json* v = reader.find("hypervisors")) {
-    config.settings.hypervisor_peers = {};
-    ObjectReader peers(*v, "/hypervisors");
-    read_ids(peers, "uid", IdNames::Users, config.settings.hypervisor_peers.uids);
-    read_ids(peers, "gid", IdNames::Groups, config.settings.hypervisor_peers.gids);
-    read_ids(peers, "cid", IdNames::None, config.settings.hypervisor_peers.cids);
-    peers.finish();
-  }
+  io::Settings& settings = config.settings;
+  if (const Json* v = reader.find("hypervisors"))
+    read_hypervisors(*v, "/hypervisors", cookies, settings.hypervisor_peers, settings.guest_rules);
+  if (const Json* v = reader.find("dial")) read_dialed_agents(*v, "/dial", cookies, settings.dialed_agents);
   if (const Json* v = reader.find("policy")) read_policy(*v, "/policy", config.settings.policy);
   reader.finish();
   return config;
@@ -288,15 +263,15 @@ void use_runtime_dir(Config& config, const std::string& dir) {
   config.admin.unix_path = dir + "/admin.sock";
 }
 
-Result<Config, ConfigError> parse_config(std::string_view text, const Config& defaults) {
+Result<Config, ConfigError> parse_config(std::string_view text, const Config& defaults, CookieFiles cookies) {
   try {
-    return read_root(parse_strict(text), defaults);
+    return read_root(parse_strict(text), defaults, cookies);
   } catch (const ConfigFailure& failure) {
     return failure.error;
   }
 }
 
-Result<Config, ConfigError> load_config(const std::string& file, const Config& defaults) {
+Result<Config, ConfigError> load_config(const std::string& file, const Config& defaults, CookieFiles cookies) {
   std::ifstream in(file, std::ios::binary);
   if (!in) return ConfigError{"", "cannot open it: " + std::string(std::strerror(errno))};
   std::string text(kFileMax + 1, '\0');
@@ -304,13 +279,13 @@ Result<Config, ConfigError> load_config(const std::string& file, const Config& d
   if (in.bad()) return ConfigError{"", "cannot read it: " + std::string(std::strerror(errno))};
   text.resize(static_cast<std::size_t>(in.gcount()));
   if (text.size() > kFileMax) return ConfigError{"", "larger than 8 MiB"};
-  return parse_config(text, defaults);
+  return parse_config(text, defaults, cookies);
 }
 
 Result<Config, ConfigError> ConfigSource::load() const {
   Config config = defaults;
   if (!file.empty()) {
-    auto loaded = load_config(file, defaults);
+    auto loaded = load_config(file, defaults, cookies);
     if (!loaded) return loaded.error();
     config = std::move(*loaded);
   }

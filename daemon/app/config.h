@@ -28,6 +28,13 @@ struct Config {
   AuditConfig audit;
 };
 
+/// What reading a configuration does with the files of secrets that it names.
+enum class CookieFiles : std::uint8_t {
+  Read,   ///< they are part of it
+  Check,  ///< the same, for `--check-config`: root may check for the user that kvmid runs as
+  Leave,  ///< they are not opened: whoever sent the text is not to learn of files
+};
+
 /// The first thing that is wrong, for people.
 struct ConfigError {
   std::string path;  ///< JSON pointer, "/policy/0/deadline_ms"; empty: the file as a whole
@@ -42,9 +49,11 @@ Config default_config(std::uint32_t own_uid, unsigned cores);
 void use_runtime_dir(Config& config, const std::string& dir);
 
 /// Reads JSON. Unknown and duplicate keys are errors: a misspelt limit must not be no limit.
-Result<Config, ConfigError> parse_config(std::string_view text, const Config& defaults);
+Result<Config, ConfigError> parse_config(std::string_view text, const Config& defaults,
+                                         CookieFiles cookies = CookieFiles::Read);
 /// parse_config of a file; an unreadable file is an error without a path.
-Result<Config, ConfigError> load_config(const std::string& file, const Config& defaults);
+Result<Config, ConfigError> load_config(const std::string& file, const Config& defaults,
+                                        CookieFiles cookies = CookieFiles::Read);
 
 /// Where a configuration comes from: the file, and what the command line says on top of it. The same at the start and at
 /// every reload.
@@ -53,6 +62,7 @@ struct ConfigSource {
   Config defaults;
   std::string runtime_dir;  ///< empty: as the file says
   std::string log_level;    ///< empty: as the file says
+  CookieFiles cookies = CookieFiles::Read;
   [[nodiscard]] Result<Config, ConfigError> load() const;
 };
 

@@ -162,6 +162,15 @@ std::vector<std::string> texts_of(const Json& value, const std::string& path) {
   return out;
 }
 
+std::string socket_path_of(const Json& value, const std::string& path, const std::string& wanted) {
+  constexpr std::size_t kSocketPathMax = 107;  // sockaddr_un, without the closing zero
+  auto out = text_of(value, path);
+  if (out.empty() || out.front() != '/') fail(path, "must be " + wanted + ", is " + shown(value));
+  if (out.size() > kSocketPathMax)
+    fail(path, "the path has " + std::to_string(out.size()) + " bytes, the system's limit is 107 bytes");
+  return out;
+}
+
 ObjectReader::ObjectReader(const Json& node, std::string path) : node_(node), path_(std::move(path)) {
   if (!node_.is_object()) fail(path_, "must be an object, is " + shown(node_));
 }

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <exception>
+#include <initializer_list>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
@@ -13,6 +14,7 @@
 #include <vector>
 
 #include "daemon/app/config.h"
+#include "protocol/message.h"
 
 namespace kvmid::app {
 
@@ -38,6 +40,8 @@ enum class IdNames : std::uint8_t { None, Users, Groups };
 /// A list of 32-bit ids, and of names that the system's user database has for them now.
 std::vector<std::uint32_t> ids_of(const Json& value, const std::string& path, IdNames names);
 std::vector<std::string> texts_of(const Json& value, const std::string& path);
+/// A path that fits into a unix socket's address; `wanted` says what else the value may be.
+std::string socket_path_of(const Json& value, const std::string& path, const std::string& wanted);
 
 /// One JSON object whose keys are all accounted for.
 ///
@@ -69,6 +73,22 @@ class ObjectReader {
   std::string path_;
   std::vector<std::string> known_;
 };
+
+/// One of some values with names; leaves `out` as it is where the key is missing.
+template <class Value>
+void read_choice(ObjectReader& reader, const char* key, std::initializer_list<Value> choices, Value& out) {
+  const Json* value = reader.find(key);
+  if (value == nullptr) return;
+  std::string list;
+  for (const Value choice : choices) {
+    if (*value == std::string(name_of(choice))) {
+      out = choice;
+      return;
+    }
+    list += (list.empty() ? "" : ", ") + std::string(name_of(choice));
+  }
+  fail(reader.path_of(key), "must be one of " + list + ", is " + shown(*value));
+}
 
 /// Parses JSON text; syntax errors say line and column, duplicate keys their path.
 Json parse_strict(std::string_view text);

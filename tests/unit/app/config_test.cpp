@@ -39,7 +39,7 @@ TEST_CASE("each mistake in a configuration is named with its JSON path", "[confi
       {R"({"limits":{"hello_timeout_ms":9}})", "/limits/hello_timeout_ms: must be between 10 and 600000, is 9"},
       {R"({"limits":[]})", "/limits: must be an object, is []"},
       {R"({"limit":{}})",
-       "/limit: unknown key; there are: $schema, listen, shards, log, audit, limits, hypervisors, policy"},
+       "/limit: unknown key; there are: $schema, listen, shards, log, audit, limits, hypervisors, dial, policy"},
       {R"({"limits":{"guest_max":1}})",
        "/limits/guest_max: unknown key; there are: guests_max, connections_max, hello_timeout_ms, command_timeout_ms"},
       {R"({"shards":1,"shards":2})", "/shards: the key is there twice"},
@@ -86,7 +86,7 @@ TEST_CASE("each mistake in a configuration is named with its JSON path", "[confi
        "/listen: two listeners have the same vsock port 5"},
       {R"({"log":{"level":"loud"}})",
        "/log/level: must be one of trace, debug, info, warn, error, critical, off, is \"loud\""},
-      {R"({"hypervisors":{"user":[0]}})", "/hypervisors/user: unknown key; there are: uid, gid, cid"},
+      {R"({"hypervisors":{"user":[0]}})", "/hypervisors/user: unknown key; there are: uid, gid, cid, guests"},
       {R"([])", "must be an object, is []"},
   }));
   REQUIRE(mistake(text) == wanted);
