@@ -11,35 +11,33 @@
 namespace kvmid::io {
 
 void GuestSession::perform() {
+  perform_effects();
+  // Bridges have messages for the machine: each is an input of its own, with effects that may make further ones.
+  while (feed_from_bridges()) {
+  }
+}
+
+void GuestSession::perform_effects() {
   for (const core::Effect& effect : effects_) {
     std::visit(Overloaded{
-                   [&](const core::SendCommand& e) { send_to_hypervisor(e); },
+                   [&](const core::SendCommand& e) { send_to_hypervisor(e.command, e.seq); },
                    [&](const core::SendEventReply& e) {
-                     send_to_hypervisor(e);
+                     send_to_hypervisor(e.reply, e.seq);
                      if (services_.witnesses.tapped()) tap_outcome(e);
                    },
                    [&](const core::SendEvent& e) { send_event(e); },
                    [&](const core::SendReply& e) {
-                     if (auto* agent = writable(e.agent)) {
-                       agent->dialect.encode(e.reply, e.seq, agent->connection->outbox().compose());
-                       queued(*agent);
-                     }
+                     if (auto* agent = writable(e.agent)) deliver(*agent, e.reply, e.seq);
                    },
                    [&](const core::SendNotice& e) {
                      if (auto* agent = writable(e.agent)) {
                        if (e.notice.kind == NoticeKind::Revoked)
                          audit_agent(AuditKind::AgentRevoked, *agent, e.notice.text);
-                       agent->dialect.encode(e.notice, agent->connection->outbox().compose());
-                       queued(*agent);
+                       deliver(*agent, e.notice);
                      }
                    },
                    [&](const core::SendGuestOn& e) { send_guest_on(e.agent); },
-                   [&](const core::SendGuestOff& e) {
-                     if (auto* agent = writable(e.agent)) {
-                       agent->dialect.encode(GuestOff{uuid(), e.reason, e.text}, agent->connection->outbox().compose());
-                       queued(*agent);
-                     }
-                   },
+                   [&](const core::SendGuestOff& e) { send_guest_off(e); },
                    [&](const core::CloseAgent& e) {
                      if (auto* agent = find(e.agent)) lose(*agent, e.reason, true);
                    },
@@ -95,16 +93,44 @@ void GuestSession::hypervisor_queued() {
   dirty_.push_back(hypervisor_->connection.get());
 }
 
-void GuestSession::send_to_hypervisor(const core::SendCommand& effect) {
+/// A Command or an EventReply.
+template <class Message>
+void GuestSession::send_to_hypervisor(const Message& message, Seq seq) {
   if (!hypervisor_ || hypervisor_->lost) return;
-  hypervisor_->dialect.encode(effect.command, effect.seq, hypervisor_->connection->outbox().compose());
-  hypervisor_queued();
+  ByteBuffer& out = hypervisor_->connection->outbox().compose();
+  if (!hypervisor_->bridge) {
+    hypervisor_->dialect.encode(message, seq, out);
+    return hypervisor_queued();
+  }
+  const std::size_t before = out.size();
+  hypervisor_->bridge->send(message, seq, out);
+  if (out.size() != before) hypervisor_queued();  // a bridge may answer by itself
 }
 
-void GuestSession::send_to_hypervisor(const core::SendEventReply& effect) {
-  if (!hypervisor_ || hypervisor_->lost) return;
-  hypervisor_->dialect.encode(effect.reply, effect.seq, hypervisor_->connection->outbox().compose());
-  hypervisor_queued();
+/// An Event or a CommandReply. REQUIRES: the agent is not lost.
+template <class Message>
+void GuestSession::deliver(AgentLink& agent, const Message& message, Seq seq) {
+  ByteBuffer& out = agent.connection->outbox().compose();
+  if (!agent.bridge) {
+    agent.dialect.encode(message, seq, out);
+    return queued(agent);
+  }
+  const std::size_t before = out.size();
+  agent.bridge->deliver(message, seq, out);
+  bridge_wrote(agent, before);
+}
+
+template void GuestSession::deliver(AgentLink& agent, const CommandReply& message, Seq seq);
+
+void GuestSession::deliver(AgentLink& agent, const Notice& notice) {
+  ByteBuffer& out = agent.connection->outbox().compose();
+  if (!agent.bridge) {
+    agent.dialect.encode(notice, out);
+    return queued(agent);
+  }
+  const std::size_t before = out.size();
+  agent.bridge->deliver(notice, out);
+  bridge_wrote(agent, before);
 }
 
 void GuestSession::send_event(const core::SendEvent& effect) {
@@ -117,13 +143,14 @@ void GuestSession::send_event(const core::SendEvent& effect) {
     event_scratch_.deadline_us = effect.deadline_us;
     event = &event_scratch_;
   }
-  agent->dialect.encode(*event, effect.seq, agent->connection->outbox().compose());
-  queued(*agent);
+  deliver(*agent, *event, effect.seq);
 }
 
 void GuestSession::send_guest_on(AgentId id) {
   AgentLink* agent = writable(id);
   if (agent == nullptr) return;
+  // These dialects know a guest's return as a new connection only.
+  if (agent->bridge) return lose(*agent, "the guest is back: it is connected to anew", true);
   GuestOn message;
   std::copy(uuid().bytes.begin(), uuid().bytes.end(), message.guest.uuid);
   copy_text(machine_.name(), message.guest.name, sizeof message.guest.name);
@@ -133,13 +160,20 @@ void GuestSession::send_guest_on(AgentId id) {
   queued(*agent);
 }
 
+void GuestSession::send_guest_off(const core::SendGuestOff& effect) {
+  AgentLink* agent = writable(effect.agent);
+  if (agent == nullptr) return;
+  if (agent->bridge) return tool_guest_off(*agent, effect.reason);
+  agent->dialect.encode(GuestOff{uuid(), effect.reason, effect.text}, agent->connection->outbox().compose());
+  queued(*agent);
+}
+
 void GuestSession::refuse_for_backlog(AgentLink& agent, Seq seq, const Command& command) {
   const CommandReply reply{.id = static_cast<std::uint16_t>(id_of(command)),
                            .error = ErrorCode::Busy,
                            .text = "the hypervisor does not keep up with the commands of its agents",
                            .body = {}};
-  agent.dialect.encode(reply, seq, agent.connection->outbox().compose());
-  queued(agent);
+  deliver(agent, reply, seq);
 }
 
 namespace {

@@ -3,10 +3,13 @@
 
 /// The two kinds of connections of a GuestSession. Included by its source files only.
 
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
 
+#include "bridge/agent_bridge.h"
+#include "bridge/hypervisor_bridge.h"
 #include "daemon/io/connection.h"
 #include "daemon/io/guest_session.h"
 #include "daemon/io/log_budget.h"
@@ -24,9 +27,11 @@ inline constexpr std::uint64_t kHypervisorQueueBusy = 4U << 20U;
 
 class GuestSession::HypervisorLink final : public Connection::Owner {
  public:
-  HypervisorLink(GuestSession& session, std::shared_ptr<Connection> socket, HypervisorArrival& arrival)
+  HypervisorLink(GuestSession& session, std::shared_ptr<Connection> socket, HypervisorArrival& arrival,
+                 std::unique_ptr<bridge::HypervisorBridge> of_older_dialect)
       : session_(session),
         connection(std::move(socket)),
+        bridge(std::move(of_older_dialect)),
         peer(std::move(arrival.peer)),
         ticket(std::move(arrival.connection)) {}
 
@@ -35,6 +40,12 @@ class GuestSession::HypervisorLink final : public Connection::Owner {
   void on_turn_end() override { session_.finish_step(); }  // may destroy *this
   void on_lost(std::string_view reason) override;
 
+  [[nodiscard]] std::string_view dialect_name() const {
+    if (!bridge) return dialect.name();
+    const auto older = bridge->dialect();
+    return older ? name_of(*older) : "older";
+  }
+
  private:
   GuestSession& session_;
 
@@ -42,6 +53,9 @@ class GuestSession::HypervisorLink final : public Connection::Owner {
   std::shared_ptr<Connection> connection;
   DialectKvmi2 dialect_kvmi2;
   Dialect& dialect = dialect_kvmi2;
+  std::unique_ptr<bridge::HypervisorBridge> bridge;  ///< of an older dialect; null: KVMI 2
+  bool dialect_told = false;                         ///< the log has its name
+  OffReason unhooked_for = OffReason::LinkLost;      ///< older dialects: what UNHOOK said
   core::Peer peer;
   Ticket ticket;
   bool dirty = false;
@@ -53,9 +67,12 @@ class GuestSession::HypervisorLink final : public Connection::Owner {
 
 class GuestSession::AgentLink final : public Connection::Owner {
  public:
-  AgentLink(GuestSession& session, std::shared_ptr<Connection> socket, AgentArrival& arrival)
+  AgentLink(GuestSession& session, std::shared_ptr<Connection> socket, AgentArrival& arrival,
+            std::unique_ptr<bridge::AgentBridge> of_older_dialect)
       : session_(session),
         connection(std::move(socket)),
+        bridge(std::move(of_older_dialect)),
+        dialed(std::move(arrival.dialed)),
         id(arrival.id),
         name(std::move(arrival.hello.name)),
         peer(std::move(arrival.peer)),
@@ -75,6 +92,9 @@ class GuestSession::AgentLink final : public Connection::Owner {
 
  public:
   std::shared_ptr<Connection> connection;
+  std::unique_ptr<bridge::AgentBridge> bridge;  ///< of a tool of an older dialect; null: KVMI 2
+  std::optional<DialedArrival> dialed;          ///< there with a bridge
+  std::optional<core::TimePoint> close_by{};    ///< such a tool was told UNHOOK; then it is closed
   AgentId id;
   std::string name;
   DialectKvmi2 dialect_kvmi2;

@@ -47,6 +47,7 @@ void GuestSession::answer_read(const core::ReadRam& effect) {
   AgentLink* agent = writable(effect.agent);
   if (agent == nullptr) return;
   CommandReply reply{.id = KVMI_MSG_READ_PHYSICAL, .error = ErrorCode::None, .text = {}, .body = {}};
+  if (agent->bridge) return answer_tool_read(*agent, effect, reply);
   ByteBuffer& out = agent->connection->outbox().compose();
   const std::size_t begin = out.size();
   reply.body = ReadPhysicalReply{effect.cookie, {}};
@@ -63,6 +64,22 @@ void GuestSession::answer_read(const core::ReadRam& effect) {
     agent->dialect.encode(reply, effect.seq, out);
   }
   queued(*agent);
+  if (!read)
+    lose_hypervisor(OffReason::ProtocolError, "the guest RAM that it shared is gone: " + read.error().text, true);
+}
+
+/// Its frames are made by its bridge, from bytes that are somewhere else.
+void GuestSession::answer_tool_read(AgentLink& agent, const core::ReadRam& effect, CommandReply& reply) {
+  std::vector<std::byte> data(effect.bytes);
+  const auto read = ram_ ? ram_->read(effect.ranges, data)
+                         : Result<void, shm::Error>(shm::Error{"the hypervisor is gone", 0});
+  if (read) {
+    reply.body = ReadPhysicalReply{effect.cookie, data};
+  } else {
+    reply.error = ErrorCode::NoDevice;
+    reply.text = "guest RAM cannot be read any more";
+  }
+  deliver(agent, reply, effect.seq);
   if (!read)
     lose_hypervisor(OffReason::ProtocolError, "the guest RAM that it shared is gone: " + read.error().text, true);
 }

@@ -21,6 +21,12 @@ using Clock = std::chrono::steady_clock;
 namespace {
 constexpr std::string_view kStopping = "kvmid is stopping";
 
+/// What the configuration of a dialed tool says of it: a role is a limit, as policy is.
+void limit(core::Grant& grant, const DialedArrival& dialed) {
+  if (dialed.role == Role::Observer) grant.role = Role::Observer;
+  if (dialed.priority) grant.priority = *dialed.priority;
+}
+
 /// Larger than any cookie of the guest's former lives, here or under another kvmid: nobody makes a change in each
 /// nanosecond. After a clock was set back it is less, but by far more than what those lives counted.
 std::uint64_t cookie_seed() {
@@ -46,13 +52,19 @@ void GuestSession::link(HypervisorArrival arrival) {
   shard_.adopt(shared_from_this());
   if (stopping_ || dropped_ || hypervisor_) return;  // stopping: the socket closes with `arrival`
   const HypervisorHello hello = std::move(arrival.hello);
-  auto connection = std::make_shared<Connection>(shard_.context(), std::move(arrival.fd), KVMI_MAX_PAYLOAD,
+  std::unique_ptr<bridge::HypervisorBridge> bridge;
+  if (!hello.kvmi2)
+    bridge = std::make_unique<bridge::HypervisorBridge>(hello, bridge::HypervisorBridge::Options{arrival.dialect});
+  auto connection = std::make_shared<Connection>(shard_.context(), std::move(arrival.fd),
+                                                 bridge ? bridge->payload_max() : KVMI_MAX_PAYLOAD,
                                                  kHypervisorQueueMax);
-  hypervisor_ = std::make_unique<HypervisorLink>(*this, connection, arrival);
+  hypervisor_ = std::make_unique<HypervisorLink>(*this, connection, arrival, std::move(bridge));
   last_hypervisor_ = hypervisor_->peer;
   start_time_ = hello.start_time;
   services_.log.info("hypervisor connected guest={} uuid={} dialect={} {} shard={}", field(hello.name),
-                     to_string(hello.uuid), hypervisor_->dialect.name(), to_string(hypervisor_->peer), shard_number_);
+                     to_string(hello.uuid), hypervisor_->dialect_name(), to_string(hypervisor_->peer), shard_number_);
+  last_dialect_ = hypervisor_->dialect_name();
+  hypervisor_->dialect_told = !hypervisor_->bridge || hypervisor_->bridge->dialect();
   audit_hypervisor(AuditKind::HypervisorAttached, {});
   connection->start(*hypervisor_);
   map_ram(hello, std::move(arrival.ram));
@@ -62,17 +74,14 @@ void GuestSession::link(HypervisorArrival arrival) {
 }
 
 void GuestSession::HypervisorLink::on_frame(const Frame& frame) {
+  if (bridge) return session_.older_hypervisor_sent(frame);
   auto message = dialect.decode_upward(frame);
-  const auto now = Clock::now();
   if (message) {
-    session_.machine_.on_hypervisor_message(frame.seq, *message, now, session_.effects_);
-    if (session_.services_.witnesses.tapped()) {
-      if (const auto* event = std::get_if<Event>(&*message)) session_.tap_event(*event);
-    }
+    session_.serve_upward(frame.seq, *message);
   } else {
     session_.services_.log.warn("hypervisor sent a malformed message guest={} reason={}",
                                 field(session_.machine_.name()), field(describe(message.error())));
-    session_.machine_.on_hypervisor_malformed(message.error(), now, session_.effects_);
+    session_.machine_.on_hypervisor_malformed(message.error(), Clock::now(), session_.effects_);
   }
   session_.perform();
 }
@@ -103,6 +112,10 @@ kvmi_welcome GuestSession::welcome_for(const AgentArrival& arrival) const {
 }
 
 void GuestSession::attach(AgentArrival arrival) {
+  if (arrival.dialed) {
+    if (dropped_ || !machine_.online()) return refuse_dialed(arrival, step::kGuest, "the guest is away");
+    limit(arrival.grant, *arrival.dialed);
+  }
   if (dropped_) return refuse_agent(arrival.fd.get(), ErrorCode::NoEntry, "the guest is gone");
   const auto attached = machine_.attach(arrival.id, arrival.hello.name, arrival.grant, arrival.hello.flags);
   if (!attached) {
@@ -111,25 +124,37 @@ void GuestSession::attach(AgentArrival arrival) {
                        field(arrival.hello.name), field(machine_.name()), to_string(arrival.peer),
                        name_of(attached.error().error), field(attached.error().text));
     audit_refusal(arrival, attached.error());
+    if (arrival.dialed) return refuse_dialed(arrival, step::kLimits, attached.error().text);
     refuse_agent(arrival.fd.get(), attached.error().error, attached.error().text);
     return;
   }
   const kvmi_welcome welcome = welcome_for(arrival);
-  auto connection = std::make_shared<Connection>(shard_.context(), std::move(arrival.fd), KVMI_MAX_PAYLOAD,
+  std::unique_ptr<bridge::AgentBridge> bridge;
+  if (arrival.dialed)
+    bridge = std::make_unique<bridge::AgentBridge>(bridge::AgentBridge::Options{.dialect = arrival.dialed->dialect},
+                                                   rights_of(arrival.grant));
+  auto connection = std::make_shared<Connection>(shard_.context(), std::move(arrival.fd),
+                                                 bridge ? bridge->payload_max() : KVMI_MAX_PAYLOAD,
                                                  arrival.grant.quota.queue_bytes_max);
-  services_.log.info("agent attached agent={} name={} guest={} {} role={} policy={}", arrival.id.value,
+  services_.log.info("agent attached agent={} name={} guest={} {} role={} policy={} dialect={}", arrival.id.value,
                      field(arrival.hello.name), field(machine_.name()), to_string(arrival.peer),
-                     name_of(arrival.grant.role), field(arrival.grant.rule));
-  AgentLink& agent = *agents_.emplace_back(std::make_unique<AgentLink>(*this, connection, arrival));
+                     name_of(arrival.grant.role), field(arrival.grant.rule),
+                     bridge ? name_of(bridge->dialect()) : "kvmi2");
+  AgentLink& agent = *agents_.emplace_back(std::make_unique<AgentLink>(*this, connection, arrival, std::move(bridge)));
   audit_agent(AuditKind::AgentAttached, agent, {});
-  encode(welcome, connection->outbox().compose());
-  queued(agent);
+  if (agent.bridge) {
+    ++tools_;
+  } else {
+    encode(welcome, connection->outbox().compose());
+    queued(agent);
+  }
   connection->start(agent);
   finish_step();
 }
 
 void GuestSession::AgentLink::on_frame(const Frame& frame) {
   if (lost) return;
+  if (bridge) return session_.tool_sent(*this, frame);
   auto message = dialect.decode_downward(frame);
   if (!message) {
     const std::string text = describe(message.error());
@@ -150,16 +175,21 @@ void GuestSession::AgentLink::on_frame(const Frame& frame) {
                                  .text = kGoesUpOnly});
     return refuse_frame(ErrorCode::NotServed, kGoesUpOnly);
   }
-  const auto* command = std::get_if<Command>(&*message);
-  if (command != nullptr && session_.hypervisor_ &&
-      session_.hypervisor_->connection->queued_bytes() > kHypervisorQueueBusy)
-    return session_.refuse_for_backlog(*this, frame.seq, *command);
-  session_.machine_.on_agent_message(id, frame.seq, *message, Clock::now(), session_.effects_);
+  session_.serve_downward(*this, frame.seq, *message);
   session_.perform();
+}
+
+void GuestSession::serve_downward(AgentLink& agent, Seq seq, const Downward& message) {
+  const auto* command = std::get_if<Command>(&message);
+  if (command != nullptr && hypervisor_ && hypervisor_->connection->queued_bytes() > kHypervisorQueueBusy)
+    return refuse_for_backlog(agent, seq, *command);
+  machine_.on_agent_message(agent.id, seq, message, Clock::now(), effects_);
 }
 
 void GuestSession::AgentLink::on_frame_refused(const FrameError& error) {
   add_one(session_.services_.counters.frames_refused);
+  if (bridge)
+    return session_.tool_broke(*this, "a message of " + std::to_string(error.size) + " bytes is over its limit");
   refuse_frame(ErrorCode::Invalid, "a frame is larger than the limit: " + std::to_string(error.size) + " bytes");
   session_.lose(*this, "sent a frame that is too large", true);
 }
@@ -188,11 +218,14 @@ PolicyEffect GuestSession::apply(const core::Policy& policy, const core::GuestLi
     if (agent->lost) continue;
     ++effect.agents;
     const auto now = Clock::now();
-    if (const core::Grant* grant = core::find_grant(policy, agent->peer, machine_.name(), uuid())) {
-      agent->rule = grant->rule;
-      agent->role = grant->role;
-      agent->connection->set_queue_bytes_max(grant->quota.queue_bytes_max);
-      machine_.on_grant_changed(agent->id, *grant, now, effects_);
+    if (const core::Grant* found = core::find_grant(policy, agent->peer, machine_.name(), uuid())) {
+      core::Grant grant = *found;
+      if (agent->dialed) limit(grant, *agent->dialed);
+      agent->rule = grant.rule;
+      agent->role = grant.role;
+      agent->connection->set_queue_bytes_max(grant.quota.queue_bytes_max);
+      if (agent->bridge) agent->bridge->set_rights(rights_of(grant));
+      machine_.on_grant_changed(agent->id, grant, now, effects_);
     } else {
       ++effect.closed;
       add_one(services_.counters.agents_revoked);
@@ -206,7 +239,16 @@ PolicyEffect GuestSession::apply(const core::Policy& policy, const core::GuestLi
 
 // ---- steps ----
 
+std::optional<core::TimePoint> GuestSession::next_deadline() const {
+  auto earliest = machine_.next_deadline();
+  if (tools_ == 0) return earliest;
+  for (const auto& agent : agents_)
+    if (agent->close_by && (!earliest || *agent->close_by < *earliest)) earliest = agent->close_by;
+  return earliest;
+}
+
 void GuestSession::on_time(core::TimePoint now) {
+  close_late_tools(now);
   machine_.on_time(now, effects_);
   perform();
   finish_step();
@@ -228,9 +270,9 @@ void GuestSession::finish_step() {
     if (hypervisor_ && hypervisor_->lost) drop_lost_hypervisor();
     flush_dirty();
   }
-  if (stopping_ && machine_.settled()) close_everything();
+  if (stopping_ && machine_.settled() && !tools_leaving()) close_everything();
   if (idle()) return shard_.drop_later(*this);
-  shard_.arm(machine_.next_deadline());
+  shard_.arm(next_deadline());
 }
 
 void GuestSession::flush_dirty() {
@@ -254,6 +296,7 @@ void GuestSession::drop_lost_agents() {
     if (it == agents_.end()) return;
     const std::unique_ptr<AgentLink> gone = std::move(*it);
     agents_.erase(it);
+    if (gone->bridge) --tools_;
     std::erase(dirty_, gone->connection.get());
     gone->flush_first ? gone->connection->finish() : gone->connection->close();
     machine_.on_agent_lost(gone->id, Clock::now(), effects_);
@@ -284,6 +327,7 @@ void GuestSession::close_everything() {
     agent->connection->finish();
   }
   agents_.clear();
+  tools_ = 0;
   tap_guest(false, OffReason::DaemonStopping);
   services_.registry.set_away(uuid(), OffReason::DaemonStopping, kStopping);
 }
@@ -316,7 +360,7 @@ GuestSnapshot GuestSession::snapshot() const {
   GuestSnapshot snapshot;
   snapshot.uuid = uuid();
   snapshot.name = machine_.name();
-  snapshot.dialect = hypervisor_ ? hypervisor_->dialect.name() : "kvmi2";
+  snapshot.dialect = last_dialect_;
   core::Grant everything;
   everything.commands.bits = ~std::uint64_t{0};
   everything.events = kEveryEvent;
@@ -329,7 +373,13 @@ GuestSnapshot GuestSession::snapshot() const {
   for (const auto& info : snapshot.info.agents) {
     const auto it = std::find_if(agents_.begin(), agents_.end(), [&](const auto& a) { return a->id == info.id; });
     if (it == agents_.end()) continue;
-    snapshot.agents.push_back({info, (*it)->peer, (*it)->connection->queued_bytes(), false});
+    AgentSnapshot& agent = snapshot.agents.emplace_back();
+    agent.info = info;
+    agent.peer = (*it)->peer;
+    agent.queued_bytes = (*it)->connection->queued_bytes();
+    if (!(*it)->dialed) continue;
+    agent.dialect = name_of((*it)->dialed->dialect);
+    agent.dialed = (*it)->dialed->address;
   }
   return snapshot;
 }

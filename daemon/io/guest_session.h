@@ -11,6 +11,10 @@
 #include "daemon/io/shared_ram.h"
 #include "daemon/io/snapshot.h"
 
+namespace kvmid::bridge {
+struct ToolRights;
+}
+
 namespace kvmid::io {
 
 class Connection;
@@ -34,14 +38,14 @@ class GuestSession : public std::enable_shared_from_this<GuestSession> {
   [[nodiscard]] Shard& shard() { return shard_; }
 
   void link(HypervisorArrival arrival);
-  /// Sends the welcome, or the refusal.
+  /// Sends the welcome, or the refusal. A tool that was dialed gets neither: it is served, or closed.
   void attach(AgentArrival arrival);
   /// That agent is let go, if it is still there.
   void dismiss(AgentId id, std::string_view reason);
   void on_time(core::TimePoint now);
   /// Every agent's grant is found anew: rights are withdrawn, quotas changed, and who has no grant is closed.
   PolicyEffect apply(const core::Policy& policy, const core::GuestLimits& limits);
-  [[nodiscard]] std::optional<core::TimePoint> next_deadline() const { return machine_.next_deadline(); }
+  [[nodiscard]] std::optional<core::TimePoint> next_deadline() const;
   /// Everything is withdrawn from the guest, then every connection closed and the session dropped.
   void stop();
   /// No hypervisor and no agent: it can be dropped.
@@ -58,6 +62,7 @@ class GuestSession : public std::enable_shared_from_this<GuestSession> {
   class HypervisorLink;
 
   void perform();
+  void perform_effects();
   void finish_step();
   void flush_dirty();
   void drop_lost_agents();
@@ -70,14 +75,33 @@ class GuestSession : public std::enable_shared_from_this<GuestSession> {
   void lose(AgentLink& agent, std::string_view reason, bool flush_first);
   void lose_hypervisor(OffReason reason, std::string_view text, bool flush_first);
 
-  void send_to_hypervisor(const core::SendCommand& effect);
-  void send_to_hypervisor(const core::SendEventReply& effect);
+  template <class Message>
+  void send_to_hypervisor(const Message& message, Seq seq);
   void hypervisor_queued();
+  template <class Message>
+  void deliver(AgentLink& agent, const Message& message, Seq seq);
+  void deliver(AgentLink& agent, const Notice& notice);
+  // guest_bridges.cpp: peers of older dialects
+  bool feed_from_bridges();
+  void serve_upward(Seq seq, const Upward& message);
+  void serve_downward(AgentLink& agent, Seq seq, const Downward& message);
+  void older_hypervisor_sent(const Frame& frame);
+  void tool_sent(AgentLink& agent, const Frame& frame);
+  void bridge_wrote(AgentLink& agent, std::size_t size_before);
+  void tool_broke(AgentLink& agent, const std::string& text);
+  void tool_guest_off(AgentLink& agent, OffReason reason);
+  void tell_dialect();
+  void close_late_tools(core::TimePoint now);
+  void refuse_dialed(const AgentArrival& arrival, std::string_view step, std::string_view text);
+  [[nodiscard]] bool tools_leaving() const;
+  [[nodiscard]] bridge::ToolRights rights_of(const core::Grant& grant) const;
   void send_event(const core::SendEvent& effect);
   void send_guest_on(AgentId id);
+  void send_guest_off(const core::SendGuestOff& effect);
   // guest_ram.cpp
   void map_ram(const HypervisorHello& hello, UniqueFd fd);
   void answer_read(const core::ReadRam& effect);
+  void answer_tool_read(AgentLink& agent, const core::ReadRam& effect, CommandReply& reply);
   void answer_grant(const core::GrantRam& effect);
   void revoke_ram(AgentId id);
   void refuse_for_backlog(AgentLink& agent, Seq seq, const Command& command);
@@ -103,9 +127,11 @@ class GuestSession : public std::enable_shared_from_this<GuestSession> {
   std::shared_ptr<const GuestLabel> label_;  ///< made when somebody watches
   std::unique_ptr<HypervisorLink> hypervisor_;
   core::Peer last_hypervisor_;
+  std::string_view last_dialect_ = "kvmi2";
   std::int64_t start_time_ = 0;
   std::unique_ptr<SharedRam> ram_;  ///< of that hypervisor; null: it shares none
   std::vector<std::unique_ptr<AgentLink>> agents_;
+  std::size_t tools_ = 0;  ///< agents of older dialects
   std::vector<Connection*> dirty_;  ///< have something to write since the step began
   bool agents_lost_ = false;
   bool stopping_ = false;
