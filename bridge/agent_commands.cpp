@@ -43,8 +43,6 @@ const AgentBridge::Impl::OpenEvent* AgentBridge::Impl::open_at(VcpuId vcpu) cons
   return &*vcpus_[vcpu.value].open;
 }
 
-void AgentBridge::Impl::run(Slot& slot, const auto&) { finish(slot, ErrorCode::NotSupported); }
-
 // ---- the guest ----
 
 void AgentBridge::Impl::run(Slot& slot, const kvmi1::GetGuestInfo&) {

@@ -161,7 +161,7 @@ class AgentBridge::Impl {
   void pause(Slot& slot, VcpuId vcpu, std::vector<VcpuId> waits);
   [[nodiscard]] std::int32_t refusal_of_view(std::uint16_t view) const;
   /// Commands that KVMI 2 has nothing for: served() refuses them before.
-  void run(Slot& slot, const auto& command);
+  void run(Slot& slot, const auto&) { finish(slot, ErrorCode::NotSupported); }
 
   // agent_state.cpp: registers, XSAVE, MTRRs
   void run(Slot& slot, const kvmi1::GetRegisters& command);
