@@ -223,7 +223,6 @@ void AgentBridge::Impl::note_facts(const CommandReply& reply) {
 
 bool AgentBridge::Impl::guest_off(OffReason reason, ByteBuffer& wire) {
   wire_ = &wire;
-  off_ = true;
   if (unhook_wanted_ && !unhook_told_) {
     unhook_told_ = true;
     kvmi1::EventMessage message;
@@ -231,6 +230,8 @@ bool AgentBridge::Impl::guest_off(OffReason reason, ByteBuffer& wire) {
     message.event.data = UnhookData{reason};
     codec.encode(message, next_event_seq(), wire);
   }
+  if (unhook_wanted_ && options_.serves_until_closed) return true;
+  off_ = true;
   // Nothing will be heard of these any more.
   for (Vcpu& vcpu : vcpus_) {
     if (vcpu.open) vcpu.open->awaited = false;

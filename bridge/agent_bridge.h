@@ -46,6 +46,9 @@ class AgentBridge {
     /// A write of one 0xCC byte is a patch (docs/decisions/0008): kvmid towards tools. Off: it is a write like any other,
     /// as a hypervisor process must take it.
     bool breakpoints_are_patches = true;
+    /// The guest is there between UNHOOK and the tool's closing, as a hypervisor process has it: commands and event
+    /// replies are served until then. Off: kvmid, which has taken everything back before it says so.
+    bool serves_until_closed = false;
   };
 
   AgentBridge(Options options, const ToolRights& rights);
@@ -63,7 +66,7 @@ class AgentBridge {
   void deliver(const CommandReply& reply, Seq seq, ByteBuffer& wire);
   void deliver(const Notice& notice, ByteBuffer& wire);
   /// The guest goes: UNHOOK where the tool enabled it. False: it did not, and its connection is to be closed, as QEMU
-  /// does. Later commands are answered "unsupported".
+  /// does. Later commands are answered "unsupported", unless Options::serves_until_closed.
   [[nodiscard]] bool guest_off(OffReason reason, ByteBuffer& wire);
 
   /// Messages for the core.
