@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -15,12 +16,17 @@ namespace kvmid::core {
 /// Shapes:   one counter; the generation of the last change of each page, in a table of kPlaces places that pages share
 ///           (gfn modulo kPlaces); a floor under all of them, raised when the memory map changes.
 /// Bounds:   a false conflict is possible, where two pages share a place; a missed one is not.
-/// Errors:   a cookie that was never given (0, or above current()) is stale.
+/// Units:    cookies begin at `seed` and only grow. Seeds that grow from one life of a guest to the next (a clock) keep
+///           cookies of a former life stale. The top bit of the seed is not used: 2^63 changes fit before a wrap.
+/// Errors:   a cookie that was never given (0, below the seed, or above current()) is stale.
 /// Threads:  none of its own.
 /// Source:   docs/architecture.md, "Cookies". It does not see the guest's own stores.
 class Generations {
  public:
   static constexpr std::size_t kPlaces = 4096;
+
+  explicit Generations(std::uint64_t seed = 1)
+      : current_(std::max<std::uint64_t>(seed & ~(std::uint64_t{1} << 63U), 1)), floor_(current_) {}
 
   /// The cookie of a read that is made now. Never 0.
   [[nodiscard]] std::uint64_t current() const { return current_; }
@@ -43,8 +49,8 @@ class Generations {
     for (std::uint64_t i = 0; i < pages && i < kPlaces; ++i) f(static_cast<std::size_t>((first + i) % kPlaces));
   }
 
-  std::uint64_t current_ = 1;
-  std::uint64_t floor_ = 0;
+  std::uint64_t current_;
+  std::uint64_t floor_;                ///< what is older is stale
   std::vector<std::uint64_t> places_;  ///< empty until something changes
 };
 

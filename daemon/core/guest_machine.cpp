@@ -7,7 +7,8 @@
 
 namespace kvmid::core {
 
-GuestMachine::GuestMachine(HypervisorHello hello, GuestLimits limits) : hello_(std::move(hello)), limits_(limits) {
+GuestMachine::GuestMachine(HypervisorHello hello, GuestLimits limits, std::uint64_t cookie_seed)
+    : hello_(std::move(hello)), limits_(limits), generations_{Generations{cookie_seed}, Generations{cookie_seed}} {
   agents_.resize(kAgentsPerGuestMax);
 }
 

@@ -103,7 +103,8 @@ struct Refusal {
 /// Source:   docs/architecture.md; PROTOCOL.md for what each command answers.
 class GuestMachine {
  public:
-  GuestMachine(HypervisorHello hello, GuestLimits limits);
+  /// Cookies begin at `cookie_seed` (core::Generations): give what is larger than in any former life of the guest.
+  GuestMachine(HypervisorHello hello, GuestLimits limits, std::uint64_t cookie_seed = 1);
 
   // ---- the hypervisor's side ----
   /// Unlinked --connected--> Asking: GET_VERSION goes out; GuestReady follows when the answers are in.

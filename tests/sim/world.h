@@ -152,6 +152,7 @@ class World {
   std::uint64_t steps_ = 0;
   unsigned guest_ = 0;
   std::uint32_t agents_made_ = 0;
+  std::uint64_t cookie_seed_ = 0;
   unsigned chaos_ = 1;  ///< how often Life strikes
   unsigned agents_wanted_ = 3;
   Duration command_timeout_{};

@@ -25,7 +25,9 @@ void World::new_machine(Guest& guest) {
   hello.uuid.bytes[0] = 1;
   hello.start_time = guest.start_time;
   hello.kvmi2 = true;
-  guest.machine = std::make_unique<core::GuestMachine>(hello, core::GuestLimits{.command_timeout = command_timeout_});
+  cookie_seed_ = cookie_seed_ % (1U << 30U) + 100'000;  // as from a clock; below what is a cookie that was never given
+  guest.machine =
+      std::make_unique<core::GuestMachine>(hello, core::GuestLimits{.command_timeout = command_timeout_}, cookie_seed_);
   guest.watch = std::make_unique<Watch>(guest.hypervisor, counts_, command_timeout_);
   guest.ready = guest.stopping = false;
   guest.told_vcpus = 0;

@@ -57,6 +57,21 @@ TEST_CASE("a write based on what was read is done; based on something older it i
   REQUIRE(write(guest, one, 0x1ffe, first.cookie).error == ErrorCode::Stale);  // crosses into the other page
 }
 
+TEST_CASE("a cookie of a former life of kvmid is stale", "[cookie]") {
+  Guest former(2, 1'000'000);
+  const AgentId before = former.attach();
+  const std::uint64_t old = read(former, before, 0x1000);
+  REQUIRE(old >= 1'000'000);
+
+  Guest guest(2, 2'000'000);
+  const AgentId agent = guest.attach();
+  for (int i = 0; i < 3; ++i) {
+    REQUIRE(write(guest, agent, 0x1000, old).error == ErrorCode::Stale);
+    REQUIRE(write(guest, agent, 0x2000, read(guest, agent, 0x2000)).error == ErrorCode::None);
+  }
+  REQUIRE(write(guest, agent, 0x1000, read(guest, agent, 0x1000)).error == ErrorCode::None);
+}
+
 TEST_CASE("of two writes on their way the second is based on something stale", "[cookie]") {
   Guest guest;
   const AgentId one = guest.attach();

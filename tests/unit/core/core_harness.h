@@ -84,7 +84,8 @@ inline Grant full_grant() {
 
 class Guest {
  public:
-  explicit Guest(std::uint16_t vcpu_count = 2) : machine(hello(), GuestLimits{}) {
+  explicit Guest(std::uint16_t vcpu_count = 2, std::uint64_t cookie_seed = 1)
+      : machine(hello(), GuestLimits{}, cookie_seed) {
     facts.vcpu_count = vcpu_count;
     facts.max_gpa = kGuestRam;
     facts.physical_address_bits = 36;

@@ -37,6 +37,36 @@ TEST_CASE("cookies that were never given are stale", "[generations][hostile]") {
   REQUIRE_FALSE(memory.is_unchanged(Gpa{0}, 1, ~std::uint64_t{0}));
 }
 
+TEST_CASE("cookies begin at the seed: those of a former life are stale, and none is 0", "[generations]") {
+  Generations former(1000);
+  REQUIRE(former.current() == 1000);
+  const std::uint64_t first = former.current();
+  for (int i = 0; i < 50; ++i) former.change(Gpa{0x1000}, 1);
+  Generations memory(2000);
+  for (int i = 0; i < 50; ++i) {
+    REQUIRE_FALSE(memory.is_unchanged(Gpa{0x1000}, 1, first));
+    REQUIRE_FALSE(memory.is_unchanged(Gpa{0x1000}, 1, former.current()));
+    REQUIRE_FALSE(memory.is_unchanged(Gpa{0x1000}, 1, 1999));
+    memory.change(Gpa{0x2000}, 1);
+  }
+  REQUIRE(memory.is_unchanged(Gpa{0x1000}, 1, 2000));
+
+  REQUIRE(Generations(0).current() == 1);
+  REQUIRE(Generations().current() == 1);
+}
+
+TEST_CASE("whatever the seed, there is room for changes before a wrap", "[generations][hostile]") {
+  for (const std::uint64_t seed : {~std::uint64_t{0}, std::uint64_t{1} << 63U, (std::uint64_t{1} << 63U) - 1}) {
+    Generations memory(seed);
+    const std::uint64_t cookie = memory.current();
+    REQUIRE(cookie != 0);
+    REQUIRE(cookie < std::uint64_t{1} << 63U);
+    memory.change(Gpa{0x1000}, 1);
+    REQUIRE(memory.current() > cookie);
+    REQUIRE_FALSE(memory.is_unchanged(Gpa{0x1000}, 1, cookie));
+  }
+}
+
 TEST_CASE("ranges at the end of the address space, and larger than the table", "[generations]") {
   Generations memory;
   const std::uint64_t cookie = memory.current();
