@@ -240,7 +240,8 @@ std::string words(const ReceivedNotice& notice) {
       text = "the reply to " + event + " was refused: " + std::string(name_of(notice.error));
       break;
     case NoticeKind::Demoted:
-      text = "demoted to observer after " + std::to_string(notice.count) + " missed deadlines";
+      text = "demoted to observer of " + std::string(name_of(notice.event)) + " events after " +
+             std::to_string(notice.count) + " missed deadlines";
       break;
     case NoticeKind::Outcome:
       text = event + " decided: " + std::string(name_of(notice.action)) + " by " +

@@ -251,10 +251,11 @@ class Doctor {
   void look_at_agent(const Json& agent) {
     const std::string who =
         "agent " + field(agent, "id") + " (" + field(agent, "name") + " on " + field(agent, "guest_name") + ")";
-    if (is_true(agent, "demoted")) {
+    if (!child(agent, "demoted").empty()) {
       problem("agent-demoted", field(agent, "name"),
               who + " missed " + field(agent, "strikes") +
-                  " deadlines in a row and only observes now: it protects nothing.",
+                  " deadlines in a row: it only observes " + joined(child(agent, "demoted")) +
+                  " now, and does not decide.",
               "See why it is slow (pid " + field(agent, "pid") + "); raise deadline_ms or strikes in rule " +
                   field(agent, "policy") + " if it needs longer; it decides again once it reattaches, so restart it.");
     } else if (number(agent, "strikes") > 0) {

@@ -161,7 +161,8 @@ std::string render_agent(const Json& agent, const Json& guest, std::size_t width
       labelled("peer", "pid " + field(agent, "pid") + ", uid " + field(agent, "uid") + ", gid " + field(agent, "gid") +
                            (child(agent, "cid").is_null() ? "" : ", vsock cid " + field(agent, "cid")));
   out += labelled("policy", field(agent, "policy"));
-  out += labelled("role", field(agent, "role") + (is_true(agent, "demoted") ? ", demoted to observer" : ""));
+  const Json& demoted = child(agent, "demoted");
+  out += labelled("role", field(agent, "role") + (demoted.empty() ? "" : ", demoted to observer of " + joined(demoted)));
   out += labelled("priority", field(agent, "priority"));
   const std::string deadline = field(agent, "deadline_ms");
   out += labelled("deadline", deadline == "-" ? deadline : deadline + " ms");

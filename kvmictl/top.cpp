@@ -127,7 +127,7 @@ TopPicture compare(const TopSample& before, const TopSample& now) {
     const Json& old = found == agents_before.end() ? kNothing : *found->second;
     row.expired = grown(number(old, "expired"), number(agent, "expired"));
     row.filtered = rate(grown(number(old, "filtered"), number(agent, "filtered")));
-    row.demoted = is_true(agent, "demoted");
+    row.demoted = child(agent, "demoted");
     out.agents.push_back(std::move(row));
   }
   std::stable_sort(out.agents.begin(), out.agents.end(), [](const TopAgent& a, const TopAgent& b) {
@@ -175,7 +175,8 @@ std::string render_top(const TopPicture& picture, const TopSample& now, Terminal
                 {"STRIKES", Table::Align::Right},
                 {"EXPIRED", Table::Align::Right}});
   for (const auto& agent : picture.agents) {
-    agents.add({std::to_string(agent.id), agent.name, agent.guest, agent.role + (agent.demoted ? " (demoted)" : ""),
+    agents.add({std::to_string(agent.id), agent.name, agent.guest,
+                agent.role + (agent.demoted.empty() ? "" : " (demoted)"),
                 bytes_text(agent.queued_bytes), std::to_string(agent.requests), std::to_string(agent.patches),
                 rate_text(agent.filtered), std::to_string(agent.strikes), std::to_string(agent.expired)});
   }

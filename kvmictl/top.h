@@ -41,7 +41,7 @@ struct TopAgent {
   std::uint64_t queued_bytes = 0, requests = 0, strikes = 0, patches = 0;
   std::uint64_t expired = 0;  ///< since the sample before
   double filtered = 0;        ///< a second
-  bool demoted = false;
+  Json demoted = nullptr;     ///< kinds of events that it only observes for it: a list, or nothing
 };
 struct TopPicture {
   double seconds = 0;            ///< between the samples

@@ -604,14 +604,14 @@ struct kvmi_event_access_reply { /* always present */
 enum {
   KVMI_NOTICE_EXPIRED = 1,       /* the agent's deadline for event `seq` passed; `action` was taken as its vote */
   KVMI_NOTICE_REPLY_REFUSED = 2, /* its reply `seq` was not taken: error_code and text say why */
-  KVMI_NOTICE_DEMOTED = 3,       /* too many deadlines missed in a row: an observer until it attaches again */
+  KVMI_NOTICE_DEMOTED = 3,       /* too many deadlines of `event` missed in a row: from now on it only observes those */
   KVMI_NOTICE_OUTCOME = 4,       /* how event `seq` ended: `action`, decided by `agent` (0: kvmid) */
   KVMI_NOTICE_REVOKED = 5,       /* the text names what is withdrawn: policy changed, or the hypervisor cannot do it */
   KVMI_NOTICE_FRAME_REFUSED = 6, /* what was received is no message of this protocol; the text says why */
 };
 struct kvmi_notice {
   uint8_t kind;   /* KVMI_NOTICE_* */
-  uint8_t event;  /* KVMI_EVENT_*, where `seq` names one */
+  uint8_t event;  /* KVMI_EVENT_*, where `seq` names one, and in DEMOTED */
   uint8_t action; /* KVMI_ACTION_* */
   uint8_t padding;
   uint16_t vcpu;
@@ -619,7 +619,7 @@ struct kvmi_notice {
   int32_t error_code; /* 0 or -KVMI_E* */
   uint32_t agent;
   uint32_t seq; /* of the event */
-  uint32_t count; /* EXPIRED and DEMOTED: deadlines missed in a row */
+  uint32_t count; /* EXPIRED and DEMOTED: deadlines missed in a row, of that kind of event */
   /* uint8_t text[text_size]: UTF-8 for people */
 };
 

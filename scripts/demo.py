@@ -355,10 +355,10 @@ class Demo:
             self.say(f"  agent {agent['id']} {agent['name']:<12} sees {', '.join(agent['events'])} "
                      f"(priority {agent['priority']}, deadline {agent['deadline_ms']} ms)")
 
-        self.say(f"\n3. the second guard falls silent: its deadline of {DEADLINE_MS} ms answers for it, three times, then it only observes")
+        self.say(f"\n3. the second guard falls silent: its deadline of {DEADLINE_MS} ms answers for it, three times, then it only observes such events")
         self.wait("the silent guard to be made an observer", lambda: self.counters()["demoted"] >= 1, 15)
         second = next(a for a in self.agents().values() if a["demoted"])
-        self.say(f"  agent {second['id']} {second['name']}: {second['expired']} deadlines missed, now an observer; the guest goes on")
+        self.say(f"  agent {second['id']} {second['name']}: {second['expired']} deadlines missed, now an observer of {', '.join(second['demoted'])}; the guest goes on")
 
         self.say("\n4. a hook joins (kvmi-trace --break --pages): a breakpoint in a function of the guest, no rights for a page of code")
         hooked = self.hook(agent_socket, guest, ram)

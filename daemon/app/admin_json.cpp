@@ -101,7 +101,7 @@ Json agent_fields(const io::AgentSnapshot& agent, const io::GuestSnapshot* guest
   out["deadline_ms"] = agent.info.deadline.count();
   out["events"] = event_names(agent.info.events);
   out["strikes"] = agent.info.strikes;
-  out["demoted"] = agent.info.demoted;
+  out["demoted"] = event_names(agent.info.demoted);
   out["queued_bytes"] = agent.queued_bytes;
   out["requests_open"] = agent.info.requests_open;
   out["expired"] = agent.info.expired;

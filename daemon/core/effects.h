@@ -103,7 +103,7 @@ enum class Fact : std::uint8_t {
   CommandTimedOut,  ///< the hypervisor did not answer
   ReplyRefused,     ///< an agent's event reply was bad, late or not owed
   Expired,          ///< an agent's deadline passed
-  Demoted,          ///< too many of them in a row
+  Demoted,          ///< too many of them in a row, of that kind of event
   Decided,          ///< an event ended with another action than allow, or with a changed value
   UnionRefused,     ///< the hypervisor refused to take a wish back
   CommandGranted,   ///< a command of kGuestChanging was let through

@@ -89,8 +89,9 @@ std::optional<Refusal> GuestMachine::refusal_of_events(const Agent& agent, const
   if ((command.events.bits & ~agent.grant.events.bits) != 0)
     return Refusal{ErrorCode::NotPermitted, "policy does not allow one of these events"};
   if (command.role == Role::Decider && command.events.bits != 0) {
-    if (agent.demoted)
-      return Refusal{ErrorCode::NotPermitted, "too many deadlines were missed: an observer until it attaches again"};
+    if ((command.events.bits & agent.demoted.bits) != 0)
+      return Refusal{ErrorCode::NotPermitted,
+                     "too many deadlines of one of these events were missed: an observer of it until it attaches again"};
     if (agent.grant.role == Role::Observer) return Refusal{ErrorCode::NotPermitted, "policy allows observing only"};
   }
   return std::nullopt;

@@ -213,7 +213,6 @@ void GuestMachine::agent_reply(AgentSlot slot, Seq seq, const EventReply& reply,
                           "already answered, or its deadline has passed", out);
     return refuse_reply(slot, seq, reply.vcpu, reply.event, ErrorCode::NoEntry, "no reply is owed to this event", out);
   }
-  Agent& agent = agents_[slot];
   const Event& event = machine.event();
   const bool hears_access = subscriptions_.role_of(event.vcpu, slot, EventKind::Access).has_value();
   const auto* hit = std::get_if<BreakpointData>(&event.data);
@@ -224,7 +223,7 @@ void GuestMachine::agent_reply(AgentSlot slot, Seq seq, const EventReply& reply,
     machine.default_vote(voter(slot, machine));
     refuse_reply(slot, seq, reply.vcpu, event.kind(), ErrorCode::Invalid, fault, out);
   } else {
-    agent.strikes = 0;
+    agents_[slot].strikes[static_cast<std::size_t>(event.kind())] = 0;
     machine.vote(voter(slot, machine), reply);
   }
   settle(machine, now, out);
@@ -256,7 +255,7 @@ void GuestMachine::refuse_reply(AgentSlot slot, Seq seq, VcpuId vcpu, EventKind 
                           .text = text});
 }
 
-/// The agent's deadline passed: its default is its vote; too many in a row make it an observer.
+/// The agent's deadline passed: its default is its vote; too many in a row make it an observer of that kind of event.
 void GuestMachine::missed(AgentSlot slot, VcpuMachine& machine, Effects& out) {
   Agent& agent = agents_[slot];
   const EventKind kind = machine.event().kind();
@@ -264,7 +263,8 @@ void GuestMachine::missed(AgentSlot slot, VcpuMachine& machine, Effects& out) {
   ++counters_.expired;
   ++agent.expired;
   const bool counts = kind != EventKind::Pause;  // a long pause is not a missed decision
-  if (counts) ++agent.strikes;
+  std::uint32_t& strikes = agent.strikes[static_cast<std::size_t>(kind)];
+  if (counts) ++strikes;
   out.emplace_back(
       SendNotice{agent.id, Notice{.kind = NoticeKind::Expired,
                                   .event = kind,
@@ -272,7 +272,7 @@ void GuestMachine::missed(AgentSlot slot, VcpuMachine& machine, Effects& out) {
                                   .vcpu = machine.event().vcpu,
                                   .error = ErrorCode::TimedOut,
                                   .event_seq = machine.event_seq(),
-                                  .count = agent.strikes,
+                                  .count = strikes,
                                   .text = "the deadline passed; the default action was taken as the vote"}});
   out.emplace_back(Report{.fact = Fact::Expired,
                           .agent = agent.id,
@@ -281,19 +281,25 @@ void GuestMachine::missed(AgentSlot slot, VcpuMachine& machine, Effects& out) {
                           .event = kind,
                           .action = action,
                           .text = "deadline"});
-  if (counts && !agent.demoted && agent.strikes >= agent.grant.strikes_max) demote(slot, out);
+  if (counts && !agent.demoted.has(kind) && strikes >= agent.grant.strikes_max) demote(slot, kind, out);
 }
 
-void GuestMachine::demote(AgentSlot slot, Effects& out) {
+void GuestMachine::demote(AgentSlot slot, EventKind kind, Effects& out) {
+  constexpr std::string_view kText =
+      "too many deadlines missed in a row: an observer of this kind of event from now on";
   Agent& agent = agents_[slot];
-  agent.demoted = true;
+  agent.demoted.add(kind);
   ++counters_.demoted;
-  subscriptions_.demote(slot);
+  EventSet lost;
+  lost.add(kind);
+  subscriptions_.demote(slot, lost);
   out.emplace_back(SendNotice{agent.id, Notice{.kind = NoticeKind::Demoted,
+                                               .event = kind,
                                                .error = ErrorCode::TimedOut,
-                                               .count = agent.strikes,
-                                               .text = "too many deadlines missed in a row: an observer from now on"}});
-  out.emplace_back(Report{.fact = Fact::Demoted, .agent = agent.id, .text = "too many deadlines missed in a row"});
+                                               .count = agent.strikes[static_cast<std::size_t>(kind)],
+                                               .text = kText}});
+  out.emplace_back(
+      Report{.fact = Fact::Demoted, .agent = agent.id, .event = kind, .text = "too many deadlines missed in a row"});
 }
 
 /// What was staged goes out before the reply; the area lives until the vCPU's next event.

@@ -161,7 +161,8 @@ bool GuestMachine::enforce_grant(AgentSlot slot) {
       pause.counts[slot] = 0;
     }
   }
-  if (agent.grant.role == Role::Observer || agent.demoted) lost = subscriptions_.demote(slot) || lost;
+  const EventSet observed = agent.grant.role == Role::Observer ? kEveryEvent : agent.demoted;
+  if (observed != EventSet{}) lost = subscriptions_.demote(slot, observed) || lost;
   return lost;
 }
 
@@ -263,10 +264,10 @@ GuestInfo GuestMachine::info() const {
     AgentInfo entry{.id = agent.id,
                     .name = agent.name,
                     .rule = agent.grant.rule,
-                    .role = agent.demoted ? Role::Observer : agent.grant.role,
+                    .role = agent.grant.role,
                     .priority = agent.grant.priority,
                     .deadline = agent.grant.deadline,
-                    .strikes = agent.strikes,
+                    .strikes = *std::max_element(agent.strikes.begin(), agent.strikes.end()),
                     .demoted = agent.demoted,
                     .requests_open = agent.requests.held(),
                     .expired = agent.expired,

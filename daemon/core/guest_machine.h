@@ -35,7 +35,7 @@ struct GuestCounters {
   std::uint64_t merged = 0;      ///< of those: two votes or more
   std::uint64_t unattended = 0;  ///< answered by kvmid alone: nobody decides such events
   std::uint64_t expired = 0;     ///< deadlines that agents missed
-  std::uint64_t demoted = 0;     ///< agents made observers for it
+  std::uint64_t demoted = 0;     ///< times that one made an agent an observer of a kind of event
   std::uint64_t late_replies = 0;
   std::uint64_t bad_replies = 0;        ///< not owed, not allowed, malformed
   std::uint64_t agents_lost_owing = 0;  ///< agents that went while they owed a reply
@@ -60,8 +60,8 @@ struct AgentInfo {
   std::uint32_t priority = 0;
   std::chrono::milliseconds deadline{};
   EventSet events{};          ///< on any vCPU
-  std::uint32_t strikes = 0;  ///< missed in a row
-  bool demoted = false;
+  std::uint32_t strikes = 0;  ///< missed in a row, of the kind of event where they are most
+  EventSet demoted{};         ///< what it only observes for it
   std::uint64_t requests_open = 0;
   std::uint64_t expired = 0;
   std::uint64_t pages = 0;
@@ -168,10 +168,10 @@ class GuestMachine {
     std::string name;
     Grant grant;
     std::uint32_t flags = 0;
-    std::uint32_t strikes = 0;
+    std::array<std::uint32_t, kEventCount> strikes{};  ///< deadlines missed in a row, by kind of event
     std::uint64_t expired = 0;
     std::uint64_t filtered = 0;
-    bool demoted = false;
+    EventSet demoted{};     ///< kinds that it may not decide any more
     bool told_off = false;  ///< knows that its guest is away
     Account requests;       ///< commands without an answer yet
   };
@@ -243,7 +243,7 @@ class GuestMachine {
   void refuse_reply(AgentSlot slot, Seq seq, VcpuId vcpu, EventKind kind, ErrorCode error, std::string_view text,
                     Effects& out);
   void missed(AgentSlot slot, VcpuMachine& vcpu, Effects& out);
-  void demote(AgentSlot slot, Effects& out);
+  void demote(AgentSlot slot, EventKind kind, Effects& out);
   void give_up_votes(TimePoint now, Effects& out);
   /// f(VcpuId, VcpuMachine&) may end the wait of the vCPU it is called for.
   template <class F>

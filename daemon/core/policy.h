@@ -40,7 +40,7 @@ struct Grant {
   Action default_action = Action::Allow;
   std::chrono::milliseconds deadline{100};     ///< for each event it decides
   std::chrono::milliseconds pause_max{10000};  ///< how long it may hold a vCPU by PAUSE_VCPU
-  std::uint32_t strikes_max = 3;               ///< deadlines missed in a row that make it an observer
+  std::uint32_t strikes_max = 3;               ///< deadlines missed in a row that make it an observer of that kind of event
   bool unconditional_writes = true;            ///< it may write without a cookie and without expected bytes
   Quota quota;
 };

@@ -92,11 +92,11 @@ void Subscriptions::remove(AgentSlot slot) {
   remove_singlestep(slot);
 }
 
-bool Subscriptions::demote(AgentSlot slot) {
+bool Subscriptions::demote(AgentSlot slot, EventSet events) {
   bool found = false;
   for (Vcpu& vcpu : vcpus_) {
     for (unsigned kind = 0; kind < kEventCount; ++kind) {
-      if (!vcpu.decide[kind].has(slot)) continue;
+      if (!events.has(static_cast<EventKind>(kind)) || !vcpu.decide[kind].has(slot)) continue;
       vcpu.decide[kind].remove(slot);
       vcpu.observe[kind].add(slot);
       found = true;

@@ -44,8 +44,8 @@ class Subscriptions {
   bool remove_singlestep(AgentSlot slot);
   /// The agent wishes nothing any more.
   void remove(AgentSlot slot);
-  /// Every event that it decided it only observes from now on. False: there was none.
-  bool demote(AgentSlot slot);
+  /// Those of the events that it decided it only observes from now on. False: there was none.
+  bool demote(AgentSlot slot, EventSet events);
 
   [[nodiscard]] std::optional<Role> role_of(VcpuId vcpu, AgentSlot slot, EventKind kind) const;
   [[nodiscard]] bool has_cr(VcpuId vcpu, AgentSlot slot, std::uint32_t cr) const;

@@ -100,6 +100,9 @@ void GuestSession::audit_fact(const core::Report& e) {
       record.event_kind = e.event;
       record.action = e.action;
       break;
+    case Fact::Demoted:
+      record.event_kind = e.event;
+      break;
     case Fact::Decided:
       record.vcpu = e.vcpu;
       record.event_kind = e.event;

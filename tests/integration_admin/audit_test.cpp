@@ -156,9 +156,9 @@ TEST_CASE("missed deadlines and a demotion are lines, and the log says only what
   CHECK(expired.at("event") == "cr");
   CHECK(expired.at("action") == "allow");
   CHECK(expired.at("event_seq").is_number());
-  scene.wait_audit("agent_demoted", by_agent);
+  CHECK(scene.wait_audit("agent_demoted", by_agent).at("event") == "cr");
   scene.wait_log({"deadline missed", "event=cr", "action=allow"});
-  scene.wait_log({"agent demoted to observer", "agent=" + std::to_string(silent.id())});
+  scene.wait_log({"agent demoted to observer", "event=cr", "agent=" + std::to_string(silent.id())});
   for (const auto& line : scene.daemon.process().errors()) {
     if (line.find("deadline missed") == std::string::npos && line.find("demoted") == std::string::npos) continue;
     for (const char* meaningless : {"command=", "error=", "event=unhook"}) {

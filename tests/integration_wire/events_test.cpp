@@ -128,7 +128,7 @@ TEST_CASE("a late reply is stale", "[wire][events]") {
   scene.daemon.wait_log({"deadline missed", "guest=web1", "event=hypercall", "action=skip"});
   scene.daemon.wait_log({"reply refused", "guest=web1", "error=ESTALE"});
 
-  // Two more, and it is an observer.
+  // Two more, and it is an observer of hypercalls.
   for (int i = 0; i < 2; ++i) {
     scene.raise();
     CHECK(next_notice(scene.agent).kind == NoticeKind::Expired);
@@ -136,6 +136,7 @@ TEST_CASE("a late reply is stale", "[wire][events]") {
   const auto demoted = next_notice(scene.agent);
   CHECK(demoted.kind == NoticeKind::Demoted);
   CHECK(demoted.count == 3);
+  CHECK(demoted.event == EventKind::Hypercall);
   scene.daemon.wait_log({"agent demoted", "guest=web1"});
   CHECK(scene.daemon.wait_counter("demoted", 1) == 1);
   const auto [free_seq, seen] = scene.raise();

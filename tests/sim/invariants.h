@@ -90,6 +90,8 @@ class Watch {
     std::array<std::array<std::uint32_t, kEventCount>, kVcpus> filters{};  ///< numbers of filter_copies; 0: none
     std::vector<FilterCopy> filter_copies;
     std::vector<Pending> pending;
+    std::array<std::uint32_t, kEventCount> missed{};  ///< in a row, by kind, as EXPIRED said
+    std::uint64_t demoted = 0;                        ///< bits of kinds
     std::array<unsigned, kVcpus> pauses_asked{};
     std::array<unsigned, kVcpus> pauses_told{};
   };

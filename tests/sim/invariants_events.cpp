@@ -122,6 +122,7 @@ void Watch::i5_may_see(const Agent& agent, const OpenEvent& open, bool decide) c
       });
   if (!subscribed) no("that it did not subscribe to");
   if (decide && agent.grant.role != Role::Decider) no("to decide it, and may only observe");
+  if (decide && (agent.demoted & bit(kind)) != 0) no("to decide it, and is an observer of those");
   const auto deciding = wishes(
       agent, [&](const Wishes& has) { return (has.vcpus[index].deciding & bit(kind)) != 0; },
       [&](const Wish& wish) { return wish.id == CommandId::ControlEvents && wish.role == Role::Decider; });

@@ -42,6 +42,12 @@ void Watch::on_notice(const core::SendNotice& e) {
   switch (notice.kind) {
     case NoticeKind::Expired: {
       counts_.add(Seen::Expired);
+      std::uint32_t& missed = find(e.agent)->missed[static_cast<std::size_t>(notice.event)];
+      const bool pause = notice.event == EventKind::Pause;
+      if (pause ? notice.count != 0 : notice.count != 1 && notice.count != missed + 1)
+        violated(kI5, agent_text(e.agent) + " is told that it missed " + std::to_string(notice.count) + " " +
+                          std::string(name_of(notice.event)) + " events in a row, after " + std::to_string(missed));
+      missed = notice.count;
       Decider* decider = decider_of(about());
       if (decider == nullptr || decider->voted >= decider->owed || decider->defaulted)
         violate_or_go_on(std::string(kI5),
@@ -70,10 +76,17 @@ void Watch::on_notice(const core::SendNotice& e) {
           }
       return;
     }
-    case NoticeKind::Demoted:
+    case NoticeKind::Demoted: {
       counts_.add(Seen::Demoted);
-      for (VcpuWish& vcpu : find(e.agent)->has.vcpus) vcpu.deciding = 0;
+      Agent& agent = *find(e.agent);
+      const std::uint32_t missed = agent.missed[static_cast<std::size_t>(notice.event)];
+      if (missed < agent.grant.strikes_max || notice.count != missed || (agent.demoted & bit(notice.event)) != 0)
+        violated(kI5, agent_text(e.agent) + " is made an observer of " + std::string(name_of(notice.event)) +
+                          " after " + std::to_string(missed) + " deadlines");
+      agent.demoted |= bit(notice.event);
+      for (VcpuWish& vcpu : agent.has.vcpus) vcpu.deciding &= ~bit(notice.event);
       return;
+    }
     case NoticeKind::Outcome: {
       counts_.add(Seen::Outcomes);
       OpenEvent* open = about();

@@ -41,6 +41,7 @@ io::GuestSnapshot web1() {
   agent.deadline = std::chrono::milliseconds(100);
   agent.events.add(EventKind::Cr);
   agent.strikes = 1;
+  agent.demoted.add(EventKind::Cr);
   agent.requests_open = 3;
   agent.expired = 4;
   agent.patches = 5;

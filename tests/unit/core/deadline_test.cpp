@@ -103,25 +103,78 @@ TEST_CASE("a good reply sets the count of missed deadlines back", "[deadline]") 
   REQUIRE(t.guest.machine.counters().expired == 10);
 }
 
-TEST_CASE("too many deadlines missed in a row make an observer that cannot decide again", "[deadline]") {
+TEST_CASE("too many deadlines missed in a row make an observer of that kind, which cannot decide it again",
+          "[deadline]") {
   OneDecider t;
   for (int i = 0; i < 3; ++i) {
     t.guest.event(0);
     t.guest.pass(100ms);
   }
-  REQUIRE(t.guest.last_notice(t.agent, NoticeKind::Demoted)->notice.count == 3);
+  const auto* notice = t.guest.last_notice(t.agent, NoticeKind::Demoted);
+  REQUIRE(notice->notice.count == 3);
+  REQUIRE(notice->notice.event == EventKind::Hypercall);
+  REQUIRE(notice->notice.error == ErrorCode::TimedOut);
 
   const Seq seq = t.guest.event(0);
 
   REQUIRE(t.guest.events_told(t.agent) == 4);
   REQUIRE_FALSE(t.guest.last_event(t.agent)->decide);
   REQUIRE(t.guest.verdict(seq) != nullptr);
-  const Seq again = t.guest.subscribe(t.agent, only(EventKind::Cr));
-  REQUIRE(t.guest.error_of(t.agent, again) == ErrorCode::NotPermitted);
-  const Seq observe = t.guest.subscribe(t.agent, only(EventKind::Cr), Role::Observer);
-  REQUIRE(t.guest.error_of(t.agent, observe) == ErrorCode::None);
-  REQUIRE(t.guest.machine.info().agents.at(0).demoted);
-  REQUIRE(t.guest.machine.info().agents.at(0).role == Role::Observer);
+  const AgentInfo info = t.guest.machine.info().agents.at(0);
+  REQUIRE(info.demoted == only(EventKind::Hypercall));
+  REQUIRE(info.role == Role::Decider);
+  REQUIRE(info.strikes == 3);
+  REQUIRE(t.guest.machine.counters().demoted == 1);
+}
+
+TEST_CASE("who is an observer of one kind decides the others as before", "[deadline]") {
+  OneDecider t;
+  for (int i = 0; i < 3; ++i) {
+    t.guest.event(0);
+    t.guest.pass(100ms);
+  }
+  const Seq seq = t.guest.event(1, BreakpointData{}, ActionSet{0b1101});
+  REQUIRE(t.guest.last_event(t.agent)->decide);
+  REQUIRE(t.guest.verdict(seq) == nullptr);
+  t.guest.vote(t.agent, Action::Skip);
+  REQUIRE(t.guest.verdict(seq)->action == Action::Skip);
+
+  const auto asked = [&](EventSet set, Role role) {
+    return t.guest.error_of(t.agent, t.guest.subscribe(t.agent, set, role));
+  };
+  REQUIRE(asked(only(EventKind::Cr), Role::Decider) == ErrorCode::None);
+  REQUIRE(asked(only(EventKind::Hypercall), Role::Decider) == ErrorCode::NotPermitted);
+  REQUIRE(asked(events({EventKind::Hypercall, EventKind::Cr}), Role::Decider) == ErrorCode::NotPermitted);
+  REQUIRE(asked(only(EventKind::Hypercall), Role::Observer) == ErrorCode::None);
+
+  // A new attachment begins anew.
+  t.guest.lose(t.agent);
+  const AgentId again = t.guest.attach();
+  const Seq subscribed = t.guest.subscribe(again, only(EventKind::Hypercall));
+  REQUIRE(t.guest.error_of(again, subscribed) == ErrorCode::None);
+  REQUIRE(t.guest.machine.info().agents.at(0).demoted == EventSet{});
+  REQUIRE(t.guest.machine.info().agents.at(0).strikes == 0);
+}
+
+TEST_CASE("good replies to one kind of event do not excuse silence about another", "[deadline]") {
+  OneDecider t;
+  for (std::uint32_t i = 1; i <= 3; ++i) {
+    t.guest.event(0, BreakpointData{}, ActionSet{0b1101});
+    t.guest.vote(t.agent, Action::Allow);
+    t.guest.event(0);
+    t.guest.pass(100ms);
+    REQUIRE(t.guest.last_notice(t.agent, NoticeKind::Expired)->notice.count == i);
+  }
+  REQUIRE(t.guest.last_notice(t.agent, NoticeKind::Demoted)->notice.event == EventKind::Hypercall);
+
+  // The second kind has a count of its own.
+  for (int i = 0; i < 3; ++i) {
+    REQUIRE(t.guest.machine.counters().demoted == 1);
+    t.guest.event(0, BreakpointData{}, ActionSet{0b1101});
+    t.guest.pass(100ms);
+  }
+  REQUIRE(t.guest.last_notice(t.agent, NoticeKind::Demoted)->notice.event == EventKind::Breakpoint);
+  REQUIRE(t.guest.machine.info().agents.at(0).demoted == events({EventKind::Hypercall, EventKind::Breakpoint}));
 }
 
 TEST_CASE("a refused change does not bring back the decider that was demoted while it was under way", "[deadline]") {

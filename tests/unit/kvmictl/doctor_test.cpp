@@ -31,7 +31,7 @@ DoctorFacts healthy() {
   facts.status = Json::parse(R"({"schema":1,"version":"0.1.0","pid":7,"counters":{"events":10}})");
   facts.agents = Json::parse(R"({"schema":1,"agents":[
     {"id":2,"name":"guard","guest":"6a1f7e36-0000-4000-8000-000000000001","guest_name":"web1","pid":10,"uid":0,
-     "role":"decider","deadline_ms":100,"strikes":0,"demoted":false,"queued_bytes":0,"requests_open":0,"policy":"r"},
+     "role":"decider","deadline_ms":100,"strikes":0,"demoted":[],"queued_bytes":0,"requests_open":0,"policy":"r"},
     {"id":3,"name":"kvmictl","guest":null,"role":"control","uid":0,"policy":"r"}]})");
   facts.policy = Json::parse(R"({"schema":1,"rules":[{"name":"r","grant":{"quota":
     {"requests":64,"queue_bytes":4194304,"pages":100,"patches":50,"filters":8,"attachments":4}}}]})");
@@ -172,10 +172,11 @@ TEST_CASE("agents that were demoted, or are about to be", "[kvmictl]") {
   auto facts = healthy();
   facts.agents["agents"][0]["strikes"] = 2;
   CHECK(has(note(facts, "agent-slow").text, "agent 2 (guard on web1)"));
-  facts.agents["agents"][0]["demoted"] = true;
+  facts.agents["agents"][0]["demoted"] = {"cr", "msr"};
   CHECK(has(problem(facts, "agent-demoted").next, "pid 10"));
 }
 
+  CHECK(has(problem(facts, "agent-demoted").text, "only observes cr,msr"));
 TEST_CASE("quotas that are used up, each by its own limit", "[kvmictl]") {
   for (const auto& [key, used, free] : std::vector<std::tuple<const char*, int, int>>{
            {"queued_bytes", 4194304, 1000},

@@ -29,7 +29,7 @@ TopSample sample(std::chrono::milliseconds at, int events, int decided, int expi
                        {"requests_open", 0},
                        {"strikes", 0},
                        {"expired", 0},
-                       {"demoted", false}},
+                       {"demoted", Json::array()}},
                       {{"id", 2},
                        {"name", "slow"},
                        {"guest", "u2"},
@@ -41,7 +41,7 @@ TopSample sample(std::chrono::milliseconds at, int events, int decided, int expi
                        {"filtered", events},
                        {"strikes", 2},
                        {"expired", expired},
-                       {"demoted", true}}}}};
+                       {"demoted", {"cr"}}}}}};
   out.counters["u2"] = {{"decided", decided}, {"expired", expired}, {"filtered", 2 * events}};
   return out;
 }
