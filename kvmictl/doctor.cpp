@@ -27,6 +27,7 @@ class Doctor {
       look_at_guests();
       look_at_agents();
       look_at_counters();
+      for (auto& finding : explain_failures(facts_)) out_.findings.push_back(std::move(finding));
     }
     return std::move(out_);
   }
@@ -179,6 +180,13 @@ class Doctor {
                                                 : field(guest, "agents") + " agents wait for it."),
               "If the guest shall run, start its hypervisor again; if it went for good, stop those agents (`kvmictl "
               "agents`).");
+      return;
+    }
+    if (field(guest, "state") == "starting") {
+      note("guest-starting", name,
+           "The hypervisor of " + name + " (pid " + field(child(guest, "hypervisor"), "pid") +
+               ") is connected and has not answered kvmid's first questions yet.",
+           "Look again in a moment: one that does not answer is disconnected, and listed here as failed.");
       return;
     }
     std::size_t problems = 0;

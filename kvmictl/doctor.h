@@ -8,6 +8,7 @@
 /// Shapes:   a problem makes the exit code 1; a note does not.
 /// Threads:  pure functions but for gather() and doctor().
 
+#include <chrono>
 #include <cstdint>
 #include <map>
 #include <optional>
@@ -46,6 +47,8 @@ struct DoctorFacts {
   Json status, agents;
   std::vector<Json> guests;  ///< GET /v1/guests/{uuid} of each
   Json policy;               ///< GET /v1/policy; null: this kvmid does not serve it
+  Json failures;             ///< GET /v1/failures; likewise
+  std::chrono::system_clock::time_point now{};
 };
 
 struct Finding {
@@ -64,9 +67,14 @@ struct Diagnosis {
 
 /// `needs`: commands and events that every guest shall have.
 Diagnosis diagnose(const DoctorFacts& facts, const std::vector<std::string>& needs);
+/// What connections failed, why, and what to do; doctor_failures.cpp. What is over and done with is left out, what is
+/// old or has happened to agents is a note.
+std::vector<Finding> explain_failures(const DoctorFacts& facts);
 std::string render_diagnosis(const Diagnosis& diagnosis, std::size_t width);
 Json diagnosis_json(const Diagnosis& diagnosis);
 
+/// What `kvmid --check-config` said is only that this user may not read a secret; doctor_facts.cpp.
+bool is_secret_denied(const std::string& text);
 DoctorFacts gather(const Arguments& arguments);  // doctor_facts.cpp
 int doctor(const Arguments& arguments);          // doctor_facts.cpp
 

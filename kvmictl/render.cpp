@@ -9,6 +9,7 @@
 #include "kvmictl/json_text.h"
 #include "kvmictl/table.h"
 #include "protocol/handshake.h"
+#include "protocol/message.h"
 
 namespace kvmid::ctl {
 namespace {
@@ -62,6 +63,28 @@ std::string hex16(std::uint64_t value) {
   return text.data();
 }
 
+/// What a guest is served with, and beside it what there is and it lacks: hypervisors and dialects differ in that.
+std::string abilities_text(const Json& guest, std::size_t width) {
+  const auto lines = [&](const char* has, const char* lacks, const Json& list, const std::vector<std::string>& known) {
+    std::string lacking;
+    for (const auto& name : known) {
+      // Nothing at all is of a guest that was never online.
+      if (list.is_array() && !list.empty() && std::find(list.begin(), list.end(), Json(name)) == list.end())
+        lacking += (lacking.empty() ? "" : " ") + name;
+    }
+    return labelled(has, joined(list, " "), width) + (lacking.empty() ? "" : labelled(lacks, lacking, width));
+  };
+  std::vector<std::string> commands, events;
+  for (unsigned i = 0; i < 64; ++i) {
+    const auto id = static_cast<CommandId>(i);
+    // The list of guests is asked for without a guest.
+    if (name_of(id) != name_of(CommandId{}) && id != CommandId::GetGuests) commands.emplace_back(name_of(id));
+  }
+  for (unsigned i = 0; i < kEventCount; ++i) events.emplace_back(name_of(static_cast<EventKind>(i)));
+  return lines("commands", "  lacks", child(guest, "commands"), commands) +
+         lines("events", "  lacks", child(guest, "events_supported"), events);
+}
+
 }  // namespace
 
 std::string duration_text(std::uint64_t seconds) {
@@ -98,22 +121,24 @@ std::string render_agents(const Json& answer, std::size_t width) {
   Table table({{"ID", Table::Align::Right},
                {"NAME", Table::Align::Left, 8},
                {"GUEST", Table::Align::Left, 8},
+               {"DIALECT", Table::Align::Left, 0, 8},
                {"ROLE"},
                {"PRIO", Table::Align::Right, 0, 4},
                {"DEADLINE", Table::Align::Right, 0, 3},
                {"PID", Table::Align::Right, 0, 2},
                {"UID", Table::Align::Right, 0, 5},
                {"EXPIRED", Table::Align::Right, 0, 1},
-               {"PATCHES", Table::Align::Right, 0, 8},
-               {"FILTERS", Table::Align::Right, 0, 9},
-               {"FILTERED", Table::Align::Right, 0, 10},
+               {"PATCHES", Table::Align::Right, 0, 9},
+               {"FILTERS", Table::Align::Right, 0, 10},
+               {"FILTERED", Table::Align::Right, 0, 11},
                {"EVENTS", Table::Align::Left, 6, 7},
                {"POLICY", Table::Align::Left, 6, 6}});
   for (const auto& agent : agents) {
     const bool control = child(agent, "guest").is_null();
     const std::string deadline = field(agent, "deadline_ms");
     table.add({field(agent, "id"), field(agent, "name"), control ? "(control)" : field(agent, "guest_name"),
-               field(agent, "role") + (is_true(agent, "demoted") ? " (demoted)" : ""), field(agent, "priority"),
+               field(agent, "dialect"),
+               field(agent, "role") + (child(agent, "demoted").empty() ? "" : " (demoted)"), field(agent, "priority"),
                deadline == "-" ? deadline : deadline + " ms", field(agent, "pid"), field(agent, "uid"),
                field(agent, "expired"), field(agent, "patches"), field(agent, "filters"), field(agent, "filtered"),
                joined(child(agent, "events")), field(agent, "policy")});
@@ -129,8 +154,7 @@ std::string render_guest(const Json& guest, std::size_t width) {
   const Json& max_gpa = child(guest, "max_gpa");
   out += labelled("memory ends", max_gpa.is_number_unsigned() ? client::hex(max_gpa.get<std::uint64_t>()) : "-");
   out += labelled("hypervisor", "pid " + field(hypervisor, "pid") + ", uid " + field(hypervisor, "uid"));
-  out += labelled("commands", joined(child(guest, "commands"), " "), width);
-  out += labelled("events", joined(child(guest, "events_supported"), " "), width);
+  out += abilities_text(guest, width);
   out += labelled("agents", joined(child(guest, "agent_list")));
   const Json& vcpus = child(guest, "vcpu");
   if (vcpus.is_array() && !vcpus.empty()) {
@@ -160,6 +184,8 @@ std::string render_agent(const Json& agent, const Json& guest, std::size_t width
   out +=
       labelled("peer", "pid " + field(agent, "pid") + ", uid " + field(agent, "uid") + ", gid " + field(agent, "gid") +
                            (child(agent, "cid").is_null() ? "" : ", vsock cid " + field(agent, "cid")));
+  out += labelled("dialect", field(agent, "dialect"));
+  if (!child(agent, "address").is_null()) out += labelled("listens at", field(agent, "address"));
   out += labelled("policy", field(agent, "policy"));
   const Json& demoted = child(agent, "demoted");
   out += labelled("role", field(agent, "role") + (demoted.empty() ? "" : ", demoted to observer of " + joined(demoted)));

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "daemon/app/event_json.h"
 #include "protocol/handshake.h"
 #include "protocol/message.h"
 
@@ -49,11 +50,17 @@ Json counts(const std::vector<io::NamedCount>& counters) {
   return out;
 }
 
+/// Only a guest that was online has agents, and without any it is forgotten when its hypervisor goes.
+std::string_view state_of(const io::GuestSnapshot& guest) {
+  if (guest.info.online) return "online";
+  return guest.info.agents.empty() ? "starting" : "away";
+}
+
 Json guest_fields(const io::GuestSnapshot& guest) {
   Json out;
   out["uuid"] = to_string(guest.uuid);
   out["name"] = guest.name;
-  out["state"] = guest.info.online ? "online" : "away";
+  out["state"] = state_of(guest);
   out["dialect"] = guest.dialect;
   out["vcpus"] = guest.info.facts.vcpu_count;
   out["agents"] = guest.info.agents.size();
@@ -62,6 +69,8 @@ Json guest_fields(const io::GuestSnapshot& guest) {
   Json hypervisor = Json::object();
   add_peer(hypervisor, guest.hypervisor);
   out["hypervisor"] = std::move(hypervisor);
+  out["commands"] = command_names(guest.commands);
+  out["events_supported"] = event_names(guest.events);
   return out;
 }
 
@@ -95,6 +104,8 @@ Json agent_fields(const io::AgentSnapshot& agent, const io::GuestSnapshot* guest
   out["name"] = agent.info.name;
   out["guest"] = guest != nullptr ? Json(to_string(guest->uuid)) : Json(nullptr);
   out["guest_name"] = guest != nullptr ? Json(guest->name) : Json(nullptr);
+  out["dialect"] = agent.dialect;
+  out["address"] = agent.dialed.empty() ? Json(nullptr) : Json(agent.dialed);
   add_peer(out, agent.peer);
   out["role"] = agent.control ? "control" : name_of(agent.info.role);
   out["priority"] = agent.info.priority;
@@ -142,8 +153,6 @@ Json guest_json(const io::GuestSnapshot& guest) {
   out["arch"] = "x86";
   out["max_gpa"] = guest.info.facts.max_gpa;
   out["tsc_hz"] = guest.info.facts.tsc_hz;
-  out["commands"] = command_names(guest.info.version.commands);
-  out["events_supported"] = event_names(guest.info.version.events);
   Json vcpus = Json::array();
   for (std::size_t i = 0; i < guest.info.vcpus.size(); ++i) {
     const core::VcpuInfo& vcpu = guest.info.vcpus[i];
@@ -173,6 +182,23 @@ Json agents_json(std::span<const io::GuestSnapshot> guests, std::span<const io::
   }
   for (const auto& agent : controls) list.push_back(agent_fields(agent, nullptr));
   return Json{{"schema", kSchema}, {"agents", std::move(list)}};
+}
+
+Json failures_json(std::span<const io::ConnectionFailure> oldest_first) {
+  Json list = Json::array();
+  for (std::size_t i = oldest_first.size(); i-- > 0;) {
+    const io::ConnectionFailure& failure = oldest_first[i];
+    Json entry;
+    entry["time"] = utc_text(failure.time);
+    entry["side"] = name_of(failure.side);
+    entry["peer"] = failure.peer;
+    entry["guest"] = failure.guest.empty() ? Json(nullptr) : Json(failure.guest);
+    entry["step"] = failure.step;
+    entry["reason"] = failure.text;
+    entry["times"] = failure.times;
+    list.push_back(std::move(entry));
+  }
+  return Json{{"schema", kSchema}, {"failures", std::move(list)}};
 }
 
 Json error_json(unsigned code, const std::string& message) {

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "daemon/io/failures.h"
 #include "daemon/io/snapshot.h"
 
 namespace kvmid::app {
@@ -27,6 +28,8 @@ nlohmann::ordered_json guests_json(std::span<const io::GuestSnapshot> guests);
 nlohmann::ordered_json guest_json(const io::GuestSnapshot& guest);
 nlohmann::ordered_json agents_json(std::span<const io::GuestSnapshot> guests,
                                    std::span<const io::AgentSnapshot> controls);
+/// Newest first.
+nlohmann::ordered_json failures_json(std::span<const io::ConnectionFailure> oldest_first);
 nlohmann::ordered_json error_json(unsigned code, const std::string& message);
 
 }  // namespace kvmid::app

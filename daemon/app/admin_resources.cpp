@@ -72,8 +72,11 @@ Answer AdminResources::answer(const Route& route) {
     case Resource::Guest: return guest(route.guest);
     case Resource::Agents:
       return good(agents_json(parts_.broker.guests(kShardTimeout), parts_.broker.control_agents(kShardTimeout)));
+    case Resource::Failures: return good(failures_json(parts_.broker.failures(kShardTimeout)));
     case Resource::Metrics:
-      return {200, metrics_text(facts(), status(), parts_.broker.guests(kShardTimeout)),
+      return {200,
+              metrics_text(facts(), status(), parts_.broker.guests(kShardTimeout),
+                           parts_.broker.failures(kShardTimeout)),
               "text/plain; version=0.0.4; charset=utf-8", {}};
     case Resource::SetLogLevel:
       set_level(parts_.log, route.level);

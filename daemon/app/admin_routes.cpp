@@ -23,7 +23,7 @@ constexpr std::array kKnown{
     Known{"/v1/guests", "GET", Resource::Guests},       Known{"/v1/agents", "GET", Resource::Agents},
     Known{"/metrics", "GET", Resource::Metrics},        Known{"/v1/events", "GET", Resource::Events},
     Known{"/v1/reload", "POST", Resource::Reload},      Known{"/v1/log-level", "GET", Resource::LogLevel},
-    Known{"/v1/log-level", "PUT", Resource::SetLogLevel},
+    Known{"/v1/log-level", "PUT", Resource::SetLogLevel}, Known{"/v1/failures", "GET", Resource::Failures},
 };
 
 /// A request's own bytes in an answer: short, and printable whatever they are.

@@ -11,7 +11,9 @@
 namespace kvmid::app {
 
 /// What can be asked for at the admin socket.
-enum class Resource : std::uint8_t { Status, Health, Guests, Guest, Agents, Metrics, Events, Reload, LogLevel, SetLogLevel };
+enum class Resource : std::uint8_t {
+  Status, Health, Guests, Guest, Agents, Failures, Metrics, Events, Reload, LogLevel, SetLogLevel
+};
 
 /// A request that makes sense.
 struct Route {

@@ -2,6 +2,7 @@
 #include "daemon/app/metrics.h"
 
 #include <algorithm>
+#include <map>
 
 #include "protocol/handshake.h"
 
@@ -40,10 +41,23 @@ class Text {
   std::string out_;
 };
 
+/// When it last happened, for each kind of failure: a count cannot be had from a list that forgets.
+void add_failures(Text& text, std::span<const io::ConnectionFailure> failures) {
+  std::map<std::string, std::uint64_t> last;
+  for (const auto& failure : failures) {
+    const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(failure.time.time_since_epoch()).count();
+    auto& at = last["side=" + label(name_of(failure.side)) + ",step=" + label(failure.step)];
+    at = std::max(at, static_cast<std::uint64_t>(std::max<std::int64_t>(seconds, 0)));
+  }
+  if (!last.empty()) text.family("last_failure_timestamp_seconds", "gauge");
+  for (const auto& [labels, seconds] : last) text.value("last_failure_timestamp_seconds", labels, seconds);
+}
+
 }  // namespace
 
 std::string metrics_text(const StatusFacts& facts, const io::StatusSnapshot& status,
-                         std::span<const io::GuestSnapshot> guests) {
+                         std::span<const io::GuestSnapshot> guests,
+                         std::span<const io::ConnectionFailure> failures) {
   Text text;
   text.family("info", "gauge");
   text.value("info", "version=" + label(facts.version), 1);
@@ -54,6 +68,7 @@ std::string metrics_text(const StatusFacts& facts, const io::StatusSnapshot& sta
     text.family(counter.name + "_total", "counter");
     text.value(counter.name + "_total", "", counter.value);
   }
+  add_failures(text, failures);
   if (guests.empty()) return text.take();
 
   std::vector<std::string> labels;
@@ -67,6 +82,9 @@ std::string metrics_text(const StatusFacts& facts, const io::StatusSnapshot& sta
     for (std::size_t i = 0; i < guests.size(); ++i) text.value(name, labels[i], value_of(i));
   };
   each("guest_online", "gauge", [&](std::size_t i) { return guests[i].info.online ? 1U : 0U; });
+  text.family("guest_dialect", "gauge");
+  for (std::size_t i = 0; i < guests.size(); ++i)
+    text.value("guest_dialect", labels[i] + ",dialect=" + label(guests[i].dialect), 1);
   each("guest_agents", "gauge", [&](std::size_t i) { return guests[i].info.agents.size(); });
   each("guest_vcpus", "gauge", [&](std::size_t i) { return guests[i].info.vcpus.size(); });
   each("guest_vcpus_waiting", "gauge", [&](std::size_t i) {

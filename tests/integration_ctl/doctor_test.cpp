@@ -121,6 +121,57 @@ TEST_CASE("doctor finds connections that are used up", "[integration]") {
   CHECK(std::count(found.begin(), found.end(), "quota-used-up") == 1);
 }
 
+TEST_CASE("doctor finds a tool that does not listen, and says which", "[integration]") {
+  const RuntimeFolder folder;
+  const std::string tool = folder.file("tool.sock");
+  Daemon daemon(folder, {.config = R"({"dial":[{"name":"hvmi","unix":")" + tool + R"(","dialect":"v7"}]})",
+                         .arguments = {}});
+  CHECK(ids(folder, "problem") == Ids{"no-guest"});  // without a guest kvmid connects to nobody
+  Guest guest(folder);
+  guest.wait_online();
+  REQUIRE(wait_until([&] { return has(doctor(folder).text(), "nobody listens"); }));
+  CHECK(ids(folder, "problem") == Ids{"dial-failed"});
+  CHECK(has(doctor(folder).text(), "hvmi"));
+  const Finished failures = run("/usr/bin/curl", {"-s", "--unix-socket", folder.file("admin.sock"),
+                                                  "http://kvmid/v1/failures"});
+  const Json first = Json::parse(failures.text()).at("failures").at(0);
+  CHECK(first.at("side") == "dial");
+  CHECK(first.at("step") == "connect");
+  CHECK(first.at("peer") == "hvmi unix:" + tool);
+  CHECK(first.at("guest") == "web1");
+}
+
+TEST_CASE("doctor finds a hypervisor that may not bring its guest", "[integration]") {
+  const RuntimeFolder folder;
+  Daemon daemon(folder, {.config = R"({"hypervisors":{"guests":[{"guests":["web1"],"bound_to":{"cid":[9]}}]}})",
+                         .arguments = {}});
+  Guest guest(folder);
+  REQUIRE(wait_until([&] { return has(doctor(folder).text(), "may not bring it"); }));
+  CHECK(ids(folder, "problem") == Ids{"no-guest", "hypervisor-failed"});
+  CHECK(has(doctor(folder).text(), "bound_to"));
+}
+
+TEST_CASE("doctor finds two hypervisors that want to be the same guest", "[integration]") {
+  CtlScene scene;
+  Guest other(scene.folder, {.name = "web2", .arguments = {}});
+  REQUIRE(wait_until([&] { return has(doctor(scene.folder).text(), "uuid is connected already"); }));
+  CHECK(ids(scene.folder, "problem") == Ids{"hypervisor-failed"});
+}
+
+TEST_CASE("doctor finds a mistake with a secret where kvmid finds it", "[integration]") {
+  CtlScene scene;
+  const std::string secret = scene.folder.write("secret", "topsecret");
+  REQUIRE(::chmod(secret.c_str(), 0644) == 0);
+  const std::string file =
+      scene.folder.write("mine.json", R"({"hypervisors":{"guests":[{"cookie_file":")" + secret + R"("}]}})");
+  CHECK(ids(scene.folder, "problem", {"--config", file}) == Ids{"config-error"});
+  const std::string text = doctor(scene.folder, {"--config", file}).text();
+  CHECK(has(text, "/hypervisors/guests/0/cookie_file"));
+  CHECK_FALSE(has(text, "topsecret"));
+  REQUIRE(::chmod(secret.c_str(), 0600) == 0);
+  CHECK(ids(scene.folder, "problem", {"--config", file}) == Ids{});
+}
+
 TEST_CASE("doctor finds that this user is not let in any more", "[integration]") {
   const RuntimeFolder folder;
   const std::string file = folder.write("mine.json", config_text({}));

@@ -23,8 +23,8 @@ io::GuestSnapshot web1() {
   guest.info.facts.vcpu_count = 2;
   guest.info.facts.max_gpa = 4096;
   guest.info.facts.tsc_hz = 1000;
-  guest.info.version.commands.add(CommandId::GetVersion);
-  guest.info.version.events.add(EventKind::Cr);
+  guest.commands.add(CommandId::GetVersion);
+  guest.events.add(EventKind::Cr);
   guest.info.counters.events = 10;
   guest.info.vcpus.resize(2);
   guest.info.vcpus[1].waiting = true;
@@ -76,7 +76,8 @@ TEST_CASE("the list of guests has one entry each", "[admin]") {
   const std::vector guests{web1()};
   REQUIRE(guests_json(guests) == Json::parse(R"({"schema":1,"guests":[
       {"uuid":"00000000-0000-0000-0000-000000000001","name":"web1","state":"online","dialect":"kvmi2","vcpus":2,
-       "agents":1,"events":10,"shard":1,"hypervisor":{"pid":10,"uid":0,"gid":5}}]})"));
+       "agents":1,"events":10,"shard":1,"hypervisor":{"pid":10,"uid":0,"gid":5},"commands":["GET_VERSION"],
+       "events_supported":["cr"]}]})"));
   REQUIRE(guests_json({}) == Json::parse(R"({"schema":1,"guests":[]})"));
 }
 
@@ -88,6 +89,9 @@ TEST_CASE("a guest whose hypervisor is gone is away, and a vsock peer is known b
   const auto json = guests_json(std::span(&guest, 1))["guests"][0];
   REQUIRE(json["state"] == "away");
   REQUIRE(json["hypervisor"] == Json::parse(R"({"pid":null,"uid":null,"gid":null,"cid":3})"));
+  // Before its hypervisor has answered it is not away.
+  guest.info.agents.clear();
+  REQUIRE(guests_json(std::span(&guest, 1))["guests"][0]["state"] == "starting");
 }
 
 TEST_CASE("one guest is said in full", "[admin]") {
@@ -97,8 +101,8 @@ TEST_CASE("one guest is said in full", "[admin]") {
   json.erase("counters");
   REQUIRE(json == Json::parse(R"({"schema":1,"uuid":"00000000-0000-0000-0000-000000000001","name":"web1",
       "state":"online","dialect":"kvmi2","vcpus":2,"agents":1,"events":10,"shard":1,
-      "hypervisor":{"pid":10,"uid":0,"gid":5},"arch":"x86","max_gpa":4096,"tsc_hz":1000,"commands":["GET_VERSION"],
-      "events_supported":["cr"],
+      "hypervisor":{"pid":10,"uid":0,"gid":5},"commands":["GET_VERSION"],"events_supported":["cr"],
+      "arch":"x86","max_gpa":4096,"tsc_hz":1000,
       "vcpu":[{"id":0,"state":"running"},
               {"id":1,"state":"waiting","event":"cr","event_seq":7,"age_ms":3,"waits_for":[2]}],
       "agent_list":[2]})"));
@@ -118,7 +122,7 @@ TEST_CASE("a vCPU whose event is decided and whose answer is kept back is held",
 
 TEST_CASE("bits of a hypervisor that name no command are not shown as commands", "[admin]") {
   auto guest = web1();
-  guest.info.version.commands.bits = ~std::uint64_t{0};
+  guest.commands.bits = ~std::uint64_t{0};
   const auto json = guest_json(guest);
   REQUIRE_FALSE(json["commands"].empty());
   for (const auto& name : json["commands"]) REQUIRE(name != "unknown");
@@ -136,11 +140,48 @@ TEST_CASE("the list of agents has those of guests and control connections", "[ad
   REQUIRE(json["schema"] == 1);
   REQUIRE(json["agents"].size() == 2);
   REQUIRE(json["agents"][0] == Json::parse(R"({"id":2,"name":"guard","guest":"00000000-0000-0000-0000-000000000001",
-      "guest_name":"web1","pid":11,"uid":12,"gid":13,"role":"decider","priority":100,"deadline_ms":100,"events":["cr"],
-      "strikes":1,"demoted":false,"queued_bytes":14,"requests_open":3,"expired":4,"policy":"root","pages":0,
+      "guest_name":"web1","dialect":"kvmi2","address":null,"pid":11,"uid":12,"gid":13,"role":"decider","priority":100,
+      "deadline_ms":100,"events":["cr"],
+      "strikes":1,"demoted":["cr"],"queued_bytes":14,"requests_open":3,"expired":4,"policy":"root","pages":0,
       "patches":5,"filters":2,"filtered":600,"pending":[{"vcpu":1,"event":"cr","event_seq":7,"age_ms":3}]})"));
   REQUIRE(json["agents"][1]["guest"].is_null());
   REQUIRE(json["agents"][1]["role"] == "control");
+}
+
+TEST_CASE("a guest and its agents each speak their own dialect, and a tool that kvmid connected to has an address",
+          "[admin]") {
+  auto guest = web1();
+  guest.dialect = "v7";
+  guest.agents[0].dialect = "v12";
+  guest.agents[0].dialed = "unix:/run/hvmi.sock";
+  REQUIRE(guest_json(guest)["dialect"] == "v7");
+  const auto agent = agents_json(std::span(&guest, 1), {})["agents"][0];
+  REQUIRE(agent["dialect"] == "v12");
+  REQUIRE(agent["address"] == "unix:/run/hvmi.sock");
+}
+
+TEST_CASE("connections that failed are told, the newest first", "[admin]") {
+  io::ConnectionFailure first;
+  first.time = std::chrono::system_clock::time_point{} + std::chrono::seconds(1);
+  first.side = io::FailureSide::Hypervisor;
+  first.peer = "pid=10 uid=107 gid=107";
+  first.guest = "web1";
+  first.step = io::step::kPeer;
+  first.text = "not allowed";
+  io::ConnectionFailure second;
+  second.time = std::chrono::system_clock::time_point{} + std::chrono::seconds(2);
+  second.side = io::FailureSide::Dial;
+  second.peer = "hvmi unix:/run/hvmi.sock";
+  second.step = io::step::kConnect;
+  second.text = "No such file or directory";
+  second.times = 7;
+  const std::vector failures{first, second};
+  REQUIRE(failures_json(failures) == Json::parse(R"({"schema":1,"failures":[
+      {"time":"1970-01-01T00:00:02.000000Z","side":"dial","peer":"hvmi unix:/run/hvmi.sock","guest":null,"step":"connect",
+       "reason":"No such file or directory","times":7},
+      {"time":"1970-01-01T00:00:01.000000Z","side":"hypervisor","peer":"pid=10 uid=107 gid=107","guest":"web1",
+       "step":"peer not allowed","reason":"not allowed","times":1}]})"));
+  REQUIRE(failures_json({}) == Json::parse(R"({"schema":1,"failures":[]})"));
 }
 
 TEST_CASE("an error has its code and a message", "[admin]") {

@@ -31,6 +31,7 @@ TEST_CASE("each resource is found by its method and path", "[routes]") {
   REQUIRE(good("GET", "/v1/health").resource == Resource::Health);
   REQUIRE(good("GET", "/v1/guests").resource == Resource::Guests);
   REQUIRE(good("GET", "/v1/agents").resource == Resource::Agents);
+  REQUIRE(good("GET", "/v1/failures").resource == Resource::Failures);
   REQUIRE(good("GET", "/metrics").resource == Resource::Metrics);
   REQUIRE(good("GET", "/v1/events").resource == Resource::Events);
   REQUIRE(good("GET", "/v1/log-level").resource == Resource::LogLevel);

@@ -78,6 +78,7 @@ TEST_CASE("mistakes in the audit section are named", "[config]") {
 TEST_CASE("metrics have a type for each family, and names of guests cannot break them", "[metrics]") {
   io::GuestSnapshot guest;
   guest.name = "a\"b\\c\nd";
+  guest.dialect = "v7";
   guest.info.online = true;
   guest.info.counters.events = 5;
   guest.info.counters.filtered = 6;
@@ -99,9 +100,27 @@ TEST_CASE("metrics have a type for each family, and names of guests cannot break
         "kvmid_guest_events_total" + labels + " 5\n", "kvmid_guest_vcpus_waiting" + labels + " 1\n",
         "kvmid_guest_vcpus_held" + labels + " 1\n", "kvmid_guest_agent_patches" + labels + " 4\n",
         "kvmid_guest_agent_filters" + labels + " 2\n", "kvmid_guest_filtered_total" + labels + " 6\n",
-        "kvmid_guest_stepped_over_total" + labels + " 7\n", "kvmid_guest_online" + labels + " 1\n"}) {
+        "kvmid_guest_stepped_over_total" + labels + " 7\n", "kvmid_guest_online" + labels + " 1\n",
+        "kvmid_guest_dialect" + labels.substr(0, labels.size() - 1) + ",dialect=\"v7\"} 1\n"}) {
     INFO(line);
     REQUIRE(text.find(line) != std::string::npos);
   }
   REQUIRE(metrics_text({}, {}, {}).find("guest_online") == std::string::npos);
+}
+
+TEST_CASE("metrics tell when a connection last failed, by side and step", "[metrics]") {
+  std::vector<io::ConnectionFailure> failures(3);
+  for (std::size_t i = 0; i < failures.size(); ++i) {
+    failures[i].time = std::chrono::system_clock::time_point{} + std::chrono::seconds(100 + i);
+    failures[i].side = io::FailureSide::Dial;
+    failures[i].step = io::step::kConnect;
+  }
+  failures[2].side = io::FailureSide::Hypervisor;
+  failures[2].step = io::step::kPeer;
+  const std::string text = metrics_text({}, {}, {}, failures);
+  REQUIRE(text.find("# TYPE kvmid_last_failure_timestamp_seconds gauge\n"
+                    "kvmid_last_failure_timestamp_seconds{side=\"dial\",step=\"connect\"} 101\n"
+                    "kvmid_last_failure_timestamp_seconds{side=\"hypervisor\",step=\"peer not allowed\"} 102\n") !=
+          std::string::npos);
+  REQUIRE(metrics_text({}, {}, {}).find("failure") == std::string::npos);
 }

@@ -136,6 +136,12 @@ TEST_CASE("a mistake in the configuration is shown with its place", "[kvmictl]")
   note(facts, "config-unchecked");
 }
 
+TEST_CASE("a secret that this user may not read is no mistake in the configuration", "[kvmictl]") {
+  CHECK(is_secret_denied("/dial/0/cookie_file: cannot open \"/etc/kvmid/x\": Permission denied"));
+  CHECK_FALSE(is_secret_denied("/dial/0/cookie_file: there is no file \"/etc/kvmid/x\""));
+  CHECK_FALSE(is_secret_denied("cannot open it: Permission denied"));
+}
+
 TEST_CASE("a hypervisor socket that hypervisors cannot use", "[kvmictl]") {
   auto facts = healthy();
   facts.hypervisor.state = State::Missing;
@@ -154,6 +160,8 @@ TEST_CASE("no guest, and a guest that is away", "[kvmictl]") {
   auto facts = healthy();
   facts.guests[0]["state"] = "away";
   CHECK(problem(facts, "guest-away").subject == "web1");
+  facts.guests[0]["state"] = "starting";
+  CHECK(note(facts, "guest-starting").subject == "web1");
   facts.guests.clear();
   CHECK(has(problem(facts, "no-guest").next, "group kvmi"));
 }
@@ -174,9 +182,9 @@ TEST_CASE("agents that were demoted, or are about to be", "[kvmictl]") {
   CHECK(has(note(facts, "agent-slow").text, "agent 2 (guard on web1)"));
   facts.agents["agents"][0]["demoted"] = {"cr", "msr"};
   CHECK(has(problem(facts, "agent-demoted").next, "pid 10"));
+  CHECK(has(problem(facts, "agent-demoted").text, "only observes cr,msr"));
 }
 
-  CHECK(has(problem(facts, "agent-demoted").text, "only observes cr,msr"));
 TEST_CASE("quotas that are used up, each by its own limit", "[kvmictl]") {
   for (const auto& [key, used, free] : std::vector<std::tuple<const char*, int, int>>{
            {"queued_bytes", 4194304, 1000},

@@ -38,18 +38,19 @@ TEST_CASE("guests are named from the same answer", "[kvmictl]") {
 
 TEST_CASE("agents as a table: control connections, demotion, missing facts", "[kvmictl]") {
   const auto text = render_agents(Json::parse(R"({"schema":1,"agents":[
-    {"id":1,"name":"guard","guest":"6a1f7e36-0000-4000-8000-000000000001","guest_name":"web1","pid":10,"uid":0,"gid":0,
-     "role":"decider","priority":100,"deadline_ms":100,"events":["cr","msr"],"strikes":0,"demoted":true,
+    {"id":1,"name":"guard","guest":"6a1f7e36-0000-4000-8000-000000000001","guest_name":"web1","dialect":"v7",
+     "pid":10,"uid":0,"gid":0,
+     "role":"decider","priority":100,"deadline_ms":100,"events":["cr","msr"],"strikes":0,"demoted":["cr"],
      "queued_bytes":0,"requests_open":0,"expired":3,"policy":"guards","patches":5,"filters":2,"filtered":600},
     {"id":2,"name":"kvmictl","guest":null,"pid":11,"uid":1000}]})"),
                                   0);
   CHECK(text ==
-        "ID  NAME     GUEST      ROLE               PRIO  DEADLINE  PID   UID  EXPIRED  PATCHES  FILTERS  FILTERED  "
-        "EVENTS  POLICY\n"
-        " 1  guard    web1       decider (demoted)   100    100 ms   10     0        3        5        2       600  "
-        "cr,msr  guards\n"
-        " 2  kvmictl  (control)  -                     -         -   11  1000        -        -        -         -  "
-        "-       -\n");
+        "ID  NAME     GUEST      DIALECT  ROLE               PRIO  DEADLINE  PID   UID  EXPIRED  PATCHES  FILTERS  "
+        "FILTERED  EVENTS  POLICY\n"
+        " 1  guard    web1       v7       decider (demoted)   100    100 ms   10     0        3        5        2  "
+        "     600  cr,msr  guards\n"
+        " 2  kvmictl  (control)  -        -                     -         -   11  1000        -        -        -  "
+        "       -  -       -\n");
 }
 
 TEST_CASE("one guest with its vCPUs and counters", "[kvmictl]") {
@@ -68,17 +69,45 @@ TEST_CASE("one guest with its vCPUs and counters", "[kvmictl]") {
   CHECK(text.find("counters\n  events 10\n") != std::string::npos);
 }
 
+TEST_CASE("a guest's commands and events, and what there is beside them", "[kvmictl]") {
+  Json guest = kGuests["guests"][0];
+  guest["dialect"] = "v7";
+  guest["commands"] = Json::array();
+  for (unsigned i = 0; i < 64; ++i) {
+    const std::string name(name_of(static_cast<CommandId>(i)));
+    if (name != name_of(CommandId{}) && name != "GET_GUESTS" && name != "SHUTDOWN_GUEST" && name != "GET_MEMORY_MAP")
+      guest["commands"].push_back(name);
+  }
+  guest["events_supported"] = {"cr", "msr"};
+  const auto text = render_guest(guest, 0);
+  CHECK(text.find("dialect       v7\n") != std::string::npos);
+  CHECK(text.find("commands      GET_VERSION ") != std::string::npos);
+  CHECK(text.find("\n  lacks       SHUTDOWN_GUEST GET_MEMORY_MAP\n") != std::string::npos);
+  CHECK(text.find("\nevents        cr msr\n  lacks       unhook ") != std::string::npos);
+  // One that has everything lacks nothing, and an older kvmid that does not say so neither.
+  for (unsigned i = 0; i < kEventCount; ++i)
+    guest["events_supported"].push_back(name_of(static_cast<EventKind>(i)));
+  guest.erase("commands");
+  CHECK(render_guest(guest, 0).find("lacks") == std::string::npos);
+}
+
 TEST_CASE("one agent, what it may, and what it owes", "[kvmictl]") {
   const auto agent = Json::parse(R"({"id":2,"name":"guard","guest":"6a1f7e36-0000-4000-8000-000000000001",
     "guest_name":"web1","pid":10,"uid":0,"gid":0,"role":"decider","priority":7,"deadline_ms":100,"events":["cr","msr"],
-    "strikes":1,"demoted":true,"queued_bytes":512,"requests_open":3,"expired":4,"policy":"guards","patches":5,
+    "strikes":1,"demoted":["cr"],"queued_bytes":512,"requests_open":3,"expired":4,"policy":"guards","patches":5,
     "filters":2,"filtered":600})");
   Json guest = Json::parse(R"({"vcpu":[{"id":0,"state":"running"},
     {"id":1,"state":"waiting","event":"cr","event_seq":7,"age_ms":3,"waits_for":[2,5]},
     {"id":2,"state":"waiting","event":"msr","event_seq":8,"age_ms":3,"waits_for":[5]}]})");
+  auto tool = agent;
+  tool["dialect"] = "v7";
+  tool["address"] = "unix:/run/hvmi.sock";
+  CHECK(render_agent(tool, guest, 0).find("dialect       v7\nlisten") != std::string::npos);
+  CHECK(render_agent(tool, guest, 0).find("listens at    unix:/run/hvmi.sock\n") != std::string::npos);
   const auto text = render_agent(agent, guest, 0);
+  CHECK(text.find("listens at") == std::string::npos);
   CHECK(text.find("guest         web1 (6a1f7e36-0000-4000-8000-000000000001)\n") != std::string::npos);
-  CHECK(text.find("role          decider, demoted to observer\n") != std::string::npos);
+  CHECK(text.find("role          decider, demoted to observer of cr\n") != std::string::npos);
   CHECK(text.find("missed        4 deadlines, 1 in a row\n") != std::string::npos);
   CHECK(text.find("patches       5\n") != std::string::npos);
   CHECK(text.find("filters       2, which kept 600 events from it\n") != std::string::npos);
@@ -104,7 +133,7 @@ TEST_CASE("tables and lists fit a terminal of 80 columns", "[kvmictl]") {
   fits(render_guests(kGuests, 80));
   fits(render_agents(Json::parse(R"({"agents":[{"id":1234,"name":"a-name-that-is-rather-long-for-an-agent",
     "guest":"6a1f7e36-0000-4000-8000-000000000001","guest_name":"another-name-that-is-long","pid":4194304,
-    "uid":4294967294,"role":"decider","demoted":true,"priority":4294967295,"deadline_ms":60000,"expired":123456789,
+    "uid":4294967294,"role":"decider","demoted":["cr"],"priority":4294967295,"deadline_ms":60000,"expired":123456789,
     "events":["cr","msr","page_fault","breakpoint"],"policy":"the-name-of-a-rule"}]})"),
                      80));
 }
