@@ -10,6 +10,10 @@ namespace {
 
 using In = LenientReader;
 
+/// The most MSRs whose values fit in one reply.
+constexpr std::size_t kMsrsMax = (kPayloadMax - sizeof(ErrorCode) - sizeof(RegistersReply)) / sizeof(kvmi_x86_msr);
+static_assert(kMsrsMax == 481);
+
 // ---- decoding ----
 
 #define KVMID_REFUSE_SET(type, field) in.check_zero(KVMID_FIELD(type, field), kAnswerEinval)
@@ -81,7 +85,10 @@ GetRegisters read_get_registers(In& in) {
   const auto wire = in.take<GetRegistersRequest>();
   KVMID_REFUSE_SET(GetRegistersRequest, padding1);
   KVMID_REFUSE_SET(GetRegistersRequest, padding2);
-  return {vcpu, in.take_array<std::uint32_t>(wire.nmsrs, kAnswerEinval)};
+  const auto msrs = in.take_array<std::uint32_t>(wire.nmsrs, kAnswerEinval);
+  // The kernel has room for one more in its reply, but not in a message.
+  in.check(wire.nmsrs <= kMsrsMax, DecodeErrc::BadValue, KVMID_FIELD(GetRegistersRequest, nmsrs), -kEnomem);
+  return {vcpu, msrs};
 }
 
 SetRegisters read_set_registers(In& in) {
@@ -150,13 +157,10 @@ GetPageAccess read_get_page_access(In& in) {
   return command;
 }
 
+/// Entries are tried one by one, also behind one with padding set: they are handed on as they are.
 SetPageAccess read_set_page_access(In& in) {
   SetPageAccess command;
   command.entries = take_pages<PageAccessEntry>(in, command.view);
-  for (std::size_t i = 0; i < command.entries.size(); ++i) {
-    in.set_base(sizeof(PagesRequest) + i * sizeof(PageAccessEntry));
-    KVMID_REFUSE_SET(PageAccessEntry, padding);
-  }
   return command;
 }
 
