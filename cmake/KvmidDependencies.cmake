@@ -3,7 +3,7 @@
 # Everything comes from Debian 12 packages; scripts/install-dependencies lists them. Targets to link:
 #   Threads::Threads  Boost::headers  spdlog::spdlog  nlohmann_json::nlohmann_json  CLI11::CLI11
 #   Zydis::Zydis  PkgConfig::unicorn  PkgConfig::libsystemd  Catch2::Catch2 (kvmid_test links it)
-#   OpenSSL::Crypto (daemon/app only: the hash of a hypervisor's secret)
+#   OpenSSL::Crypto (daemon/app and kvmi-emu only: the hash of a hypervisor's secret)
 #   benchmark::benchmark (bench/ only)
 
 set(THREADS_PREFER_PTHREAD_FLAG ON)

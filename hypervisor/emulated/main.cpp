@@ -143,7 +143,7 @@ int main(int argc, char** argv) {
     return kExitCannotStart;
   }
   const sigset_t waiting_signals = set_up_signals();
-  hypervisor::Link link(**machine, options.address);
+  hypervisor::Link link(**machine, options.address, options.link);
   (*machine)->set_sink(&link);
   const int code = run(**machine, link, options, waiting_signals);
   link.stop("kvmi-emu ends");

@@ -4,9 +4,13 @@
 #include <sys/random.h>
 
 #include <CLI/CLI.hpp>
+#include <fstream>
 #include <iostream>
+#include <iterator>
 #include <limits>
 #include <map>
+
+#include <openssl/evp.h>
 
 #include "protocol/handshake.h"
 
@@ -30,7 +34,8 @@ Exit codes: 0 ended by a signal, --exit-after-ms, or SHUTDOWN_GUEST    1 could n
 
 Examples:
   kvmi-emu --socket /run/kvmid/hypervisor.sock --name web1
-  kvmi-emu --vsock 2:1234 --vcpus 4 --memory 64 --period-us 100000)";
+  kvmi-emu --vsock 2:1234 --vcpus 4 --memory 64 --period-us 100000
+  kvmi-emu --socket /run/kvmid/hypervisor.sock --dialect v7 --cookie-file key)";
 
 Uuid random_uuid() {
   Uuid uuid;
@@ -38,6 +43,23 @@ Uuid random_uuid() {
   uuid.bytes[6] = static_cast<std::uint8_t>((uuid.bytes[6] & 0x0f) | 0x40);
   uuid.bytes[8] = static_cast<std::uint8_t>((uuid.bytes[8] & 0x3f) | 0x80);
   return uuid;
+}
+
+/// The SHA-1 of what the file holds, as QEMU and kvmid take it: one trailing newline is not part of the secret. This is a
+/// program for tests and development: it does not look at whose file it is.
+Result<std::array<std::uint8_t, 20>, std::string> hash_of_file(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  std::string secret{std::istreambuf_iterator<char>(in), {}};
+  if (!in.is_open() || in.bad()) return "cannot read \"" + path + "\"";
+  if (secret.ends_with('\n')) secret.pop_back();
+  if (secret.empty()) return "\"" + path + "\" is empty: there is no secret in it";
+  std::array<std::uint8_t, 20> hash{};
+  unsigned written = 0;
+  if (EVP_Digest(secret.data(), secret.size(), hash.data(), &written, EVP_sha1(), nullptr) != 1 ||
+      written != hash.size()) {
+    return std::string("the system's OpenSSL does not offer SHA-1");
+  }
+  return hash;
 }
 
 }  // namespace
@@ -58,6 +80,20 @@ std::variant<Options, int> parse_options(int argc, char** argv) {
   app.add_option("--vsock", vsock, "kvmid's hypervisor socket (vsock); RAM is not shared then")
       ->type_name("CID:PORT")
       ->excludes(socket_option);
+  std::string dialect = "kvmi2", cookie_file;
+  app.add_option("--dialect", dialect,
+                 "kvmi2; or what patched KVM hosts speak: v7, v12, v6, rfc2017 (the draft). Those share no RAM, have no\n"
+                 "patches, and tell nobody of changes of the memory map")
+      ->check([](const std::string& word) {
+        return word == "kvmi2" || kvmi1::dialect_named(word)
+                   ? std::string()
+                   : "\"" + word + "\" is not kvmi2, v7, v12, v6 or rfc2017";
+      })
+      ->type_name("DIALECT")
+      ->capture_default_str();
+  app.add_option("--cookie-file", cookie_file,
+                 "a file with the secret that kvmid has to know, as QEMU's key; kvmid sends its SHA-1. Not with kvmi2")
+      ->type_name("FILE");
   app.add_option("--name", options.machine.name, "the guest's name, at most 63 characters")->capture_default_str();
   app.add_option("--uuid", uuid, "the guest's UUID; a random one if not given")->type_name("UUID");
   app.add_option("--start-time", options.machine.start_time,
@@ -118,6 +154,13 @@ std::variant<Options, int> parse_options(int argc, char** argv) {
     auto address = hypervisor::vsock_address(vsock);
     if (!address) return refuse("--vsock: " + address.error().text);
     options.address = *address;
+  }
+  options.link.older = kvmi1::dialect_named(dialect);
+  if (!cookie_file.empty()) {
+    if (!options.link.older) return refuse("--cookie-file: KVMI 2 has no secret; it is for --dialect v7, v12, v6, rfc2017");
+    const auto hash = hash_of_file(cookie_file);
+    if (!hash) return refuse("--cookie-file: " + hash.error());
+    options.link.cookie = *hash;
   }
   if (uuid.empty()) {
     options.machine.uuid = random_uuid();

@@ -9,6 +9,7 @@
 
 #include "hypervisor/emulated/machine.h"
 #include "hypervisor/server/address.h"
+#include "hypervisor/server/link.h"
 
 namespace kvmid::emulated {
 
@@ -24,6 +25,7 @@ enum ExitCode : int {
 
 struct Options {
   std::optional<hypervisor::Address> address;
+  hypervisor::LinkOptions link;
   MachineConfig machine;
   std::optional<std::string> image_path;
   std::optional<std::chrono::milliseconds> exit_after;

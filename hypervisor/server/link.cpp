@@ -6,6 +6,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstring>
@@ -22,7 +23,8 @@ bool would_block() { return errno == EAGAIN || errno == EWOULDBLOCK || errno == 
 
 }  // namespace
 
-Link::Link(GuestBackend& backend, std::optional<Address> address) : backend_(backend), address_(std::move(address)) {
+Link::Link(GuestBackend& backend, std::optional<Address> address, LinkOptions options)
+    : backend_(backend), address_(std::move(address)), options_(options) {
   if (address_) next_dial_ = Clock::time_point::min();
 }
 
@@ -105,7 +107,26 @@ int read_only(int ram_fd) {
 
 }  // namespace
 
+/// What QEMU sends for a kernel of that dialect: 104 bytes with max_gpa in v12, 96 in the others. v6 leaves what is behind
+/// the UUID zero.
+HypervisorHello Link::older_hello() const {
+  const auto& facts = backend_.facts();
+  HypervisorHello hello;
+  hello.uuid = facts.uuid;
+  if (options_.older != kvmi1::DialectId::V6) {
+    hello.start_time = facts.start_time;
+    hello.name = facts.name;
+  }
+  if (options_.older == kvmi1::DialectId::V12) hello.max_gpa = facts.max_gpa;
+  return hello;
+}
+
 bool Link::send_hello() {
+  if (options_.older) {
+    ByteBuffer bytes;
+    encode(older_hello(), bytes);
+    return ::send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL) == static_cast<ssize_t>(bytes.size());
+  }
   const auto& facts = backend_.facts();
   sockaddr_storage own{};
   socklen_t own_size = sizeof own;
@@ -163,20 +184,33 @@ void Link::read_answer(Clock::time_point now) {
       return lose(errno_text("handshake answer"), now);
     }
   }
-  const auto answer = parse_hypervisor_answer(greeting_in_);
-  if (!answer) return lose("handshake answer: " + describe(answer.error()), now);
-  if (!answer->kvmi2) return lose("the peer does not speak KVMI 2: its handshake answer lacks that part", now);
-  if (answer->status != ErrorCode::None) {
-    return lose("kvmid refused the guest: " + std::string(name_of(answer->status)) + ": " + answer->text, now);
-  }
-  session_ = std::make_unique<Session>(backend_);
+  if (const auto reason = refusal()) return lose(*reason, now);
+  session_ = std::make_unique<Session>(backend_, options_.older);
   state_ = State::Serving;
   ++connections_;
   backoff_.reset();
   logged_error_.clear();
   log("connected", {{"guest", backend_.facts().name},
                     {"uuid", to_string(backend_.facts().uuid)},
-                    {"socket", address_ ? to_string(*address_) : "given"}});
+                    {"socket", address_ ? to_string(*address_) : "given"},
+                    {"dialect", std::string(options_.older ? kvmi1::name_of(*options_.older) : "kvmi2")}});
+}
+
+std::optional<std::string> Link::refusal() const {
+  if (options_.older) {
+    kvmi_handshake_answer answer;  // what a longer one has behind it is not looked at
+    std::memcpy(&answer, greeting_in_.data(), sizeof answer);
+    const auto& hash = answer.cookie_hash;
+    if (!options_.cookie || std::equal(options_.cookie->begin(), options_.cookie->end(), std::begin(hash))) {
+      return std::nullopt;
+    }
+    return "the peer does not know the cookie: the hash in its handshake answer is another";
+  }
+  const auto answer = parse_hypervisor_answer(greeting_in_);
+  if (!answer) return "handshake answer: " + describe(answer.error());
+  if (!answer->kvmi2) return "the peer does not speak KVMI 2: its handshake answer lacks that part";
+  if (answer->status == ErrorCode::None) return std::nullopt;
+  return "kvmid refused the guest: " + std::string(name_of(answer->status)) + ": " + answer->text;
 }
 
 void Link::read_frames(Clock::time_point now) {
@@ -259,7 +293,8 @@ void Link::unhook(OffReason reason, Clock::time_point now) {
   next_dial_.reset();
   if (state_ == State::Serving) {
     session_->unhook(reason);
-    return flush(now);
+    flush(now);
+    return let_go_if_unhooked(now);
   }
   if (state_ != State::Idle) lose("the guest is let go: " + std::string(name_of(reason)), now);
 }

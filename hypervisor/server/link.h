@@ -12,6 +12,7 @@
 /// Threads:  none of its own.
 /// Lifetime: `backend` outlives the link. Its sink is the link.
 
+#include <array>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -24,8 +25,18 @@
 #include "hypervisor/server/guest_backend.h"
 #include "hypervisor/server/session.h"
 #include "protocol/dialect.h"
+#include "protocol/handshake.h"
+#include "protocol/kvmi1.h"
 
 namespace kvmid::hypervisor {
+
+/// What a link speaks.
+struct LinkOptions {
+  /// In place of KVMI 2: QEMU's handshake as that dialect has it (rfc2017, which defines none: as v7), and no shared RAM.
+  std::optional<kvmi1::DialectId> older{};
+  /// Older dialects: the SHA-1 of the secret that kvmid has to know; without one any answer is good.
+  std::optional<std::array<std::uint8_t, 20>> cookie{};
+};
 
 class Link final : public EventSink {
  public:
@@ -37,7 +48,7 @@ class Link final : public EventSink {
   enum class State : std::uint8_t { Idle, Connecting, Greeting, Serving };
 
   /// Dials `address` at the first handle(). Without an address it serves what adopt() gives and never dials.
-  Link(GuestBackend& backend, std::optional<Address> address);
+  Link(GuestBackend& backend, std::optional<Address> address, LinkOptions options = {});
   ~Link() override;
   Link(const Link&) = delete;
   Link& operator=(const Link&) = delete;
@@ -72,7 +83,10 @@ class Link final : public EventSink {
  private:
   void dial_now(Clock::time_point now);
   void begin_greeting(Clock::time_point now);
+  [[nodiscard]] HypervisorHello older_hello() const;
   [[nodiscard]] bool send_hello();
+  /// Why the answer in greeting_in_ is not good enough.
+  [[nodiscard]] std::optional<std::string> refusal() const;
   void read_answer(Clock::time_point now);
   void read_frames(Clock::time_point now);
   void flush(Clock::time_point now);
@@ -81,6 +95,7 @@ class Link final : public EventSink {
 
   GuestBackend& backend_;
   std::optional<Address> address_;
+  LinkOptions options_;
   State state_ = State::Idle;
   int fd_ = -1;
   Backoff backoff_;

@@ -8,8 +8,30 @@
 
 namespace kvmid::hypervisor {
 
-Session::Session(GuestBackend& backend)
-    : backend_(backend), patches_(backend), open_events_(backend.facts().vcpu_count) {}
+namespace {
+
+std::unique_ptr<bridge::AgentBridge> bridge_to(const GuestBackend& backend, std::optional<kvmi1::DialectId> older) {
+  if (!older) return nullptr;
+  bridge::AgentBridge::Options options;
+  options.dialect = *older;
+  options.breakpoints_are_patches = false;
+  options.serves_until_closed = true;
+  bridge::ToolRights rights;
+  rights.commands = CommandSet{kServedCommands | backend.facts().commands.bits};
+  rights.events = backend.facts().events;
+  return std::make_unique<bridge::AgentBridge>(options, rights);
+}
+
+}  // namespace
+
+Session::Session(GuestBackend& backend, std::optional<kvmi1::DialectId> older)
+    : backend_(backend),
+      patches_(backend),
+      bridge_(bridge_to(backend, older)),
+      parser_(bridge_ ? bridge_->payload_max() : KVMI_MAX_PAYLOAD),
+      open_events_(backend.facts().vcpu_count) {
+  if (bridge_) serve_bridge();
+}
 
 std::optional<std::string> Session::received(std::size_t n) {
   parser_.commit(n);
@@ -17,6 +39,7 @@ std::optional<std::string> Session::received(std::size_t n) {
 }
 
 std::optional<std::string> Session::resume() {
+  if (broken_) return broken_;
   while (wants_input()) {
     const auto frame = parser_.next();
     if (!frame) {
@@ -41,6 +64,7 @@ void Session::sent(std::size_t n) {
 }
 
 std::optional<std::string> Session::serve(const Frame& frame) {
+  if (bridge_) return serve_older(frame);
   const auto message = dialect_.decode_downward(frame);
   if (!message) return describe(message.error());
   return std::visit(Overloaded{
@@ -61,10 +85,35 @@ std::optional<std::string> Session::serve(const Frame& frame) {
                     *message);
 }
 
+std::optional<std::string> Session::serve_older(const Frame& frame) {
+  const auto taken = bridge_->received(frame, outbox_);
+  if (!taken) return taken.error();
+  serve_bridge();
+  return broken_;
+}
+
+/// What the bridge makes of the peer's messages. An answer can raise the next event, which only adds to it.
+void Session::serve_bridge() {
+  if (in_bridge_) return;
+  in_bridge_ = true;
+  while (!broken_ && !bridge_->down().empty()) {
+    const auto passed = bridge_->down().take();
+    std::visit(Overloaded{
+                   [&](const Command& command) { serve_command(command, passed.seq); },
+                   [&](const EventReply& reply) { broken_ = serve_reply(reply, passed.seq); },
+                   [&](const UnknownMessage&) {},  // answered by the bridge
+               },
+               passed.message);
+    if (!broken_) broken_ = bridge_->broken();
+  }
+  in_bridge_ = false;
+}
+
 void Session::serve_command(const Command& command, Seq seq) {
   CommandServer server(backend_, patches_);
-  CommandReply reply = server.serve(command);
-  dialect_.encode(reply, seq, outbox_);
+  const CommandReply reply = server.serve(command);
+  if (bridge_) bridge_->deliver(reply, seq, outbox_);
+  else dialect_.encode(reply, seq, outbox_);
 }
 
 std::optional<std::string> Session::serve_reply(const EventReply& reply, Seq seq) {
@@ -103,7 +152,10 @@ void Session::raise(const Event& event) {
   if (open) std::abort();  // a stopped vCPU cannot stop again
   const Seq seq{next_seq_++};
   open = OpenEvent{seq, event.kind(), event.actions};
-  dialect_.encode(event, seq, outbox_);
+  if (!bridge_) return dialect_.encode(event, seq, outbox_);
+  bridge_->deliver(event, seq, outbox_);
+  if (!broken_) broken_ = bridge_->broken();
+  serve_bridge();
 }
 
 void Session::map_changing(const MemoryMapChanged& change) {
@@ -111,11 +163,15 @@ void Session::map_changing(const MemoryMapChanged& change) {
   if ((moves || goes) && change.slot.address_space == KVMI_ADDRESS_SPACE_NORMAL) {
     patches_.take_off_within(moves ? change.old_gpa : Gpa{change.slot.gpa}, change.slot.bytes);
   }
-  dialect_.encode(change, outbox_);
+  if (!bridge_) dialect_.encode(change, outbox_);
 }
 
 void Session::unhook(OffReason reason) {
   if (unhook_ || unhooked_) std::abort();
+  if (bridge_) {
+    unhooked_ = !bridge_->guest_off(reason, outbox_);
+    return serve_bridge();
+  }
   Event event;
   event.vcpu = kAllVcpus;
   event.actions = ActionSet{KVMI_ACTION_BIT(KVMI_ACTION_ALLOW)};
