@@ -46,15 +46,22 @@ struct Kvmi1Reply {
   kvmi1::Reply reply;
 
   [[nodiscard]] bool ok() const { return reply.error == 0; }
-  /// The data of a reply that succeeded with it. TestError: it did not.
+  /// TestError: it did not succeed.
+  void must_succeed() const {
+    if (!ok()) throw TestError("reply to command " + std::to_string(reply.id) + ": error " + std::to_string(reply.error));
+  }
+  /// The data of a reply that succeeded with it; views in it live as long as the reply. TestError: it did not, or the
+  /// data are of another kind.
   template <class Body>
-  [[nodiscard]] const Body& as() const {
+  [[nodiscard]] const Body& as() const& {
+    must_succeed();
     const auto* body = std::get_if<Body>(&reply.body);
-    if (body == nullptr || !ok()) {
-      throw TestError("reply to command " + std::to_string(reply.id) + ": error " + std::to_string(reply.error) +
-                      ", or other data than expected");
-    }
+    if (body == nullptr) throw TestError("reply to command " + std::to_string(reply.id) + ": other data than expected");
     return *body;
+  }
+  template <class Body>
+  [[nodiscard]] Body as() && {
+    return static_cast<const Kvmi1Reply&>(*this).as<Body>();
   }
 };
 
