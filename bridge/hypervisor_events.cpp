@@ -186,7 +186,7 @@ void HypervisorEvents::measure(VcpuId id, Vcpu& vcpu, ByteBuffer& wire) {
   const std::uint32_t pages = vcpu.first_size < vcpu.code.size() ? 2 : 1;
   vcpu.open = pages;
   for (std::uint32_t i = 0; i < pages; ++i)
-    link_.ask(kvmi1::TranslateGva{id, Gva{linear + (i == 0 ? 0 : vcpu.first_size)}}, AskedBy::Events, id.value, i, wire);
+    link_.ask(kvmi1::TranslateGva{id, Gva{linear + i * vcpu.first_size}}, AskedBy::Events, id.value, i, wire);
 }
 
 Kept HypervisorEvents::replied(const Asked& asked, const kvmi1::Reply& reply, ByteBuffer& wire) {

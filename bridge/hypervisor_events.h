@@ -13,8 +13,8 @@ namespace kvmid::bridge {
 ///
 /// Purpose:  an event says what can be answered here, and each of these answers is carried out, also where the dialect
 ///           has no number for it: SKIP moves the instruction pointer.
-/// Shapes:   arrived() puts an event into the link's up; send() answers it, at once or when the length of the instruction
-///           that is skipped is known. Where it cannot be known, the event comes again (RETRY).
+/// Shapes:   arrived() puts an event into the link's up; send() answers it, at once or when the length of the
+///           instruction that is skipped is known. Where it cannot be known, the event comes again (RETRY).
 /// States:   of a vCPU: Running --event--> Waiting --reply--> Running, or --SKIP--> Measuring --> Running.
 /// Errors:   an event of a vCPU that waits, or that does not exist.
 /// Source:   docs/decisions/0008-older-dialects.md, "Towards a hypervisor".

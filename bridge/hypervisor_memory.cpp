@@ -69,8 +69,8 @@ std::optional<Failure> HypervisorMemory::refusal_of(const WritePhysical& command
     return Failure{ErrorCode::NotSupported, "in the dialect rfc2017 nobody gets past a patch that is met"};
   const bool looks = (command.flags & (kPatchFlags | KVMI_WRITE_EXPECT)) != 0;
   if (looks && !link_.facts.allows<kvmi1::ReadPhysical>())
-    return Failure{ErrorCode::NotSupported, "this hypervisor does not let memory be read, which patches and writes that "
-                                            "expect something need"};
+    return Failure{ErrorCode::NotSupported,
+                   "this hypervisor does not let memory be read: no patches, no writes that expect something"};
   if (wraps(command.gpa.value, size)) return not_memory(command.gpa.value, size);
   return std::nullopt;
 }

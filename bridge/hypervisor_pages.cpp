@@ -99,7 +99,10 @@ Kept HypervisorPages::replied(const Asked& asked, const kvmi1::Reply& reply, Byt
 /// The job becomes one that gives all its pages the rights that they had.
 void HypervisorPages::undo(Job& job) const {
   std::vector<PageRun> before;
-  for (const PageRun& run : job.runs) {
+  for (std::size_t i = 0; i <= job.run && i < job.runs.size(); ++i) {
+    PageRun run = job.runs[i];
+    // What was not sent needs no undoing. In rfc2017 some vCPUs may have been told of one page more.
+    if (i == job.run) run.end = std::min(run.end, run.from + job.page + 1);
     std::uint64_t at = run.from;
     auto it = told_.upper_bound(at);
     if (it != told_.begin() && std::prev(it)->second.end > at) --it;
@@ -110,8 +113,6 @@ void HypervisorPages::undo(Job& job) const {
       at = before.back().end;
     }
     if (at < run.end) before.push_back({at, run.end, kAllRights});
-    // What was not sent needs no undoing; the run that was under way may be half sent.
-    if (&run == job.runs.data() + std::min(job.run, job.runs.size() - 1)) break;
   }
   job.runs = std::move(before);
   job.run = 0;

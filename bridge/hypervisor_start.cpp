@@ -182,7 +182,8 @@ Kept HypervisorStart::fact_told(const Asked& asked, const kvmi1::Reply& reply) {
   } else if (const auto* leaf = link_.body_of<kvmi1::GetCpuidReply>(reply)) {
     const unsigned physical = leaf->eax & 0xffU;
     const unsigned linear = (leaf->eax >> 8U) & 0xffU;
-    if (physical >= 32 && physical <= kPhysicalBitsMax) facts.physical_address_bits = static_cast<std::uint8_t>(physical);
+    if (physical >= 32 && physical <= kPhysicalBitsMax)
+      facts.physical_address_bits = static_cast<std::uint8_t>(physical);
     if (linear >= 32 && linear <= 57) facts.linear_address_bits = static_cast<std::uint8_t>(linear);
   } else {
     return link_.broken(asked, "without what was asked for");

@@ -137,7 +137,8 @@ void HypervisorWishes::run(const InjectException& c, Job job, ByteBuffer& wire) 
   if (c.vector == kBreakpointVector) return send_one(std::move(job), kvmi1::InjectBreakpoint{c.vcpu}, wire);
   if (c.vector == kPageFaultVector)
     return send_one(std::move(job), kvmi1::InjectPageFault{c.vcpu, c.error_code, Gva{c.address}}, wire);
-  link_.refuse(job.seq, job.id, ErrorCode::NotSupported, "in the dialect rfc2017 only vectors 3 and 14 can be injected");
+  link_.refuse(job.seq, job.id, ErrorCode::NotSupported,
+               "in the dialect rfc2017 only vectors 3 and 14 can be injected");
 }
 
 void HypervisorWishes::run(const ControlEvents& command, Job job, ByteBuffer& wire) {
@@ -179,7 +180,7 @@ void HypervisorWishes::tell_events(std::uint32_t id, Job& job, VcpuId vcpu, Even
     if (enable == before.has(kind) || !number || needs_no_enabling(kind, link_.dialect())) continue;
     if (kind == EventKind::CreateVcpu) {
       // The guest's, not a vCPU's: told with the first that wants it, and with the last that does not any more.
-      const auto wanting = std::count_if(told_.begin(), told_.end(), [](EventSet e) { return e.has(EventKind::CreateVcpu); });
+      const auto wanting = std::count_if(told_.begin(), told_.end(), [kind](EventSet e) { return e.has(kind); });
       if (wanting != (enable ? 0 : 1)) continue;
       part(id, job, kvmi1::ControlVmEvents{*number, enable}, kvmi1::ControlVmEvents{*number, !enable}, wire);
     } else {

@@ -11,8 +11,8 @@ namespace kvmid::bridge {
 /// Commands of KVMI 2 about vCPUs: their state, and which of their events are wanted.
 ///
 /// Purpose:  one command, for one vCPU or all, becomes one for each vCPU and event that changes.
-/// Shapes:   all parts are sent at once; the core is answered when all are. What is told of events, CRs and MSRs is done
-///           as a whole or not at all: after a refusal the parts that were taken are taken back.
+/// Shapes:   all parts are sent at once; the core is answered when all are. What is told of events, CRs and MSRs is
+///           done as a whole or not at all: after a refusal the parts that were taken are taken back.
 /// Errors:   the hypervisor's first.
 /// Bounds:   a command has at most as many parts as there are vCPUs times events.
 class HypervisorWishes {

@@ -81,7 +81,7 @@ void Hypervisor::collect() {
     REQUIRE(header.size <= codec.payload_max());
     REQUIRE(wire_.size() - at >= size);
     const auto begin = wire_.begin() + static_cast<std::ptrdiff_t>(at);
-    Sent sent{ByteVector(begin, begin + static_cast<std::ptrdiff_t>(size)), Seq{header.seq}, {}};
+    Sent sent{ByteVector(begin, begin + static_cast<std::ptrdiff_t>(size)), Seq{header.seq}, {}, ++sent_};
     const Frame frame{header.id, sent.seq, Bytes(sent.frame).subspan(sizeof header)};
     auto decoded = codec.decode_downward(frame);
     INFO("id " << header.id << " size " << header.size);
@@ -180,6 +180,14 @@ std::vector<const kvmi1::EventReplyMessage*> Hypervisor::replies() const {
   for (const Sent& sent : log)
     if (const auto* reply = sent.reply()) found.push_back(reply);
   return found;
+}
+
+const Sent& Hypervisor::last_reply() const {
+  const Sent* found = nullptr;
+  for (const Sent& sent : log)
+    if (sent.reply() != nullptr) found = &sent;
+  REQUIRE(found != nullptr);
+  return *found;
 }
 
 kvmi1::ReplyBody Hypervisor::body_for(const kvmi1::Command& command, std::int32_t& error) {

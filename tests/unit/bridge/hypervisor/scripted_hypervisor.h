@@ -29,6 +29,7 @@ struct Sent {
   ByteVector frame;
   Seq seq;
   kvmi1::Downward message;
+  unsigned order = 0;  ///< of everything that the bridge sent
 
   template <class T>
   [[nodiscard]] const T* get() const {
@@ -97,6 +98,16 @@ class Hypervisor {
   }
   /// Replies to events that the log has.
   [[nodiscard]] std::vector<const kvmi1::EventReplyMessage*> replies() const;
+  /// The last of them, and the last command of a kind. REQUIRES: there is one.
+  [[nodiscard]] const Sent& last_reply() const;
+  template <class T>
+  [[nodiscard]] const Sent& last() const {
+    const Sent* found = nullptr;
+    for (const Sent& sent : log)
+      if (sent.template get<T>() != nullptr) found = &sent;
+    REQUIRE(found != nullptr);
+    return *found;
+  }
   [[nodiscard]] std::uint16_t number(EventKind kind) const { return *codec.number_of(kind); }
   [[nodiscard]] std::uint16_t number(kvmi1::CommandKind kind) const { return *codec.number_of(kind); }
 
@@ -123,6 +134,7 @@ class Hypervisor {
   ByteVector frame_;
   std::uint32_t core_seq_ = 0;
   std::uint32_t event_seq_ = 0;
+  unsigned sent_ = 0;
   ByteVector reply_bytes_;
   std::vector<kvmi_x86_msr> reply_msrs_;
 };
