@@ -291,6 +291,11 @@ class AgentClient {
   /// The cookie after the write. With ClientErrc::Failed and ErrorCode::Stale `*stale_cookie` is the current one.
   Result<std::uint64_t, ClientError> write_physical(Gpa gpa, Bytes data, const WriteOptions& options = {},
                                                     std::uint64_t* stale_cookie = nullptr);
+  /// Writes only if nothing of the range was changed through kvmid since `cookie`, which came with a read, an event or
+  /// a write. On success `cookie` becomes that of this write, on ErrorCode::Stale the current one: read again, decide
+  /// again. It does not see the guest's own stores: WriteOptions::expected does. 0 is no cookie: BadArgument.
+  Result<void, ClientError> write_if_unchanged(Gpa gpa, Bytes data, std::uint64_t& cookie,
+                                               AddressSpace space = AddressSpace::Normal);
   Result<GrantedMemory, ClientError> grant_memory();
   Result<EventSet, ClientError> control_events(VcpuId vcpu, Operation operation, Role role, EventSet events);
   /// Adds these events on every vCPU.

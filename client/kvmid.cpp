@@ -115,6 +115,12 @@ const char* kvmid_error_name(int error) {
       return "EOVERFLOW";
     case KVMID_ESYSTEM:
       return "ESYSTEM";
+    case KVMID_EREVOKED:
+      return "EREVOKED";
+    case KVMID_EPATCHED:
+      return "EPATCHED";
+    case KVMID_EUNSTABLE:
+      return "EUNSTABLE";
     default:
       return name_of(static_cast<ErrorCode>(number)).data();  // a literal, and so zero-terminated
   }

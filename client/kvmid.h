@@ -34,6 +34,9 @@ enum {
   KVMID_ETIMEOUT = 2005,     /* this library stopped waiting; the answer may still come */
   KVMID_EOVERFLOW = 2006,    /* more messages came than were taken; the connection was closed */
   KVMID_ESYSTEM = 2007,      /* a system call failed for another reason */
+  KVMID_EREVOKED = 2008,     /* mapped memory: the grant has ended, or kvmid is gone; unmap it */
+  KVMID_EPATCHED = 2009,     /* mapped memory: patches are laid there, so ask kvmid: kvmid_read_physical */
+  KVMID_EUNSTABLE = 2010,    /* mapped memory: it kept changing; kvmid_read_physical waits for its turn */
 };
 
 /* What went wrong last on this thread; "" when nothing did. Valid until the thread's next call of this library. */
@@ -164,6 +167,10 @@ int kvmid_read_virtual_ranges(kvmid_agent* agent, uint16_t vcpu, const struct kv
  * NULL without the flag. expected: `size` bytes with KVMI_WRITE_EXPECT, else NULL. */
 int kvmid_write_physical(kvmid_agent* agent, uint64_t gpa, const void* data, size_t size, uint16_t flags,
                          uint64_t* cookie, const void* expected);
+/* Writes only if nothing of the range was changed through kvmid since `*cookie`, which came with a read, an event or a
+ * write; 0 is none. `*cookie` becomes that of this write; with -KVMI_ESTALE the current one: read again, decide again.
+ * Does not see the guest's own stores; KVMI_WRITE_EXPECT does. */
+int kvmid_write_if_unchanged(kvmid_agent* agent, uint64_t gpa, const void* data, size_t size, uint64_t* cookie);
 /* Returns how many descriptors were stored in `fds` (guest RAM, the generation page, the agent's grant page: 3); they
  * belong to the caller. More than `max` are closed. */
 int kvmid_grant_memory(kvmid_agent* agent, int* fds, size_t max, struct kvmi_grant_memory_reply* reply);
@@ -184,6 +191,34 @@ int kvmid_set_xsave(kvmid_agent* agent, uint16_t vcpu, const void* area, size_t 
 int kvmid_get_xcr(kvmid_agent* agent, uint16_t vcpu, uint32_t xcr, uint64_t* value);
 /* Fills at most `max` slots and returns how many there are. */
 int kvmid_get_memory_map(kvmid_agent* agent, uint16_t address_space, struct kvmi_memory_slot* slots, size_t max);
+
+/* ---- guest RAM in place: reads at memory speed, without a message; client/mapped_memory.h says how ---- */
+
+/* Guest RAM as GRANT_MEMORY gives it, mapped read-only; offset = GPA, holes of the memory map read as zeros. Reads may
+ * be made by any number of threads at once. After an error what a buffer holds is unspecified. Cookies are those of
+ * kvmid_read_physical. The grant ends with the connection: reads say -KVMID_EREVOKED then. */
+typedef struct kvmid_mapping kvmid_mapping;
+
+/* RAM that its hypervisor can cut short is mapped too. A read behind its new end is a SIGBUS. */
+#define KVMID_MAP_UNSEALED 1u
+
+/* GRANT_MEMORY, mapped. flags: KVMID_MAP_*. A new grant of the same connection ends its old one. */
+int kvmid_map_memory(kvmid_agent* agent, uint32_t flags, kvmid_mapping** mapping);
+/* NULL is allowed. Before or after kvmid_close. */
+void kvmid_unmap(kvmid_mapping* mapping);
+uint64_t kvmid_mapped_bytes(const kvmid_mapping* mapping);
+/* 1: it is not kept true any more; 0: it is. */
+int kvmid_mapped_revoked(const kvmid_mapping* mapping);
+/* A copy, and no promise: it may be half of a change, and hold patches. */
+int kvmid_mapped_read(const kvmid_mapping* mapping, uint64_t gpa, void* buffer, size_t size);
+/* Bytes that no change through kvmid was half way through; `cookie` may be NULL. */
+int kvmid_mapped_read_stable(const kvmid_mapping* mapping, uint64_t gpa, void* buffer, size_t size, uint64_t* cookie);
+/* `count` ranges, all of one moment, their bytes one after another; `size` is the sum. */
+int kvmid_mapped_read_scatter(const kvmid_mapping* mapping, const struct kvmi_read_range* ranges, size_t count,
+                              void* buffer, size_t size, uint64_t* cookie);
+/* A number that grows with each change through kvmid of the pages of that range, and perhaps of others. As long as it
+ * is the same, a read would find the same bytes, but for the guest's own stores. */
+int kvmid_mapped_changes(const kvmid_mapping* mapping, uint64_t gpa, size_t size, uint64_t* changes);
 
 /* ---- filters as text: "cr == 3 and new & 0xff == 0x1 or rip in 0x1000..0x1fff"; client/filter.h has all of it ---- */
 

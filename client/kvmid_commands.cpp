@@ -195,6 +195,15 @@ int kvmid_write_physical(kvmid_agent* agent, std::uint64_t gpa, const void* data
   });
 }
 
+int kvmid_write_if_unchanged(kvmid_agent* agent, std::uint64_t gpa, const void* data, std::size_t size,
+                             std::uint64_t* cookie) {
+  return with(agent, [&](AgentClient& client) {
+    if (data == nullptr) return bad("the data are NULL");
+    if (cookie == nullptr) return bad("the cookie is NULL");
+    return status(client.write_if_unchanged(Gpa{gpa}, bytes(data, size), *cookie));
+  });
+}
+
 int kvmid_grant_memory(kvmid_agent* agent, int* fds, std::size_t max, kvmi_grant_memory_reply* reply) {
   return with(agent, [&](AgentClient& client) {
     if (fds == nullptr) return bad("there is no room for descriptors");

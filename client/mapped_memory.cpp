@@ -215,18 +215,34 @@ Result<std::uint64_t, MappedErrc> MappedMemory::read_stable(Gpa gpa, std::span<s
 /// Of every place that the ranges have. Words only grow, so an equal sum, later, means equal words.
 MappedMemory::Words MappedMemory::words_of(std::span<const MappedRange> ranges, std::memory_order order) const {
   Words words;
-  for (const MappedRange& range : ranges) {
-    if (range.to.empty()) continue;
-    const std::uint64_t first = gfn_of(range.gpa).value;
-    const std::uint64_t pages = gfn_of(Gpa{range.gpa.value + range.to.size() - 1}).value - first + 1;
-    const std::uint64_t places = std::min(pages, place_mask_ + 1);
-    for (std::uint64_t i = 0; i < places; ++i) {
-      const std::uint64_t word = words_[(first + i) & place_mask_].load(order);
-      words.sum += word;
-      words.any |= word;
-    }
-  }
+  for (const MappedRange& range : ranges) add_words(range.gpa, range.to.size(), order, words);
   return words;
+}
+
+void MappedMemory::add_words(Gpa gpa, std::uint64_t bytes, std::memory_order order, Words& words) const {
+  if (bytes == 0) return;
+  const std::uint64_t first = gfn_of(gpa).value;
+  const std::uint64_t pages = gfn_of(Gpa{gpa.value + bytes - 1}).value - first + 1;
+  const std::uint64_t places = std::min(pages, place_mask_ + 1);
+  for (std::uint64_t i = 0; i < places; ++i) {
+    const std::uint64_t word = words_[(first + i) & place_mask_].load(order);
+    words.sum += word;
+    words.any |= word;
+  }
+}
+
+Result<std::uint64_t, MappedErrc> MappedMemory::changes_of(Gpa gpa, std::uint64_t bytes) const {
+  if (revoked()) return MappedErrc::Revoked;
+  if (!is_ram(gpa, bytes)) return MappedErrc::Fault;
+  Words words;
+  // Acquire: who reads the bytes behind a new number sees at least what made it.
+  words.sum = header_->map_sequence.load(std::memory_order_acquire);
+  add_words(gpa, bytes, std::memory_order_acquire, words);
+  return words.sum;
+}
+
+std::uint64_t MappedMemory::map_changes() const {
+  return header_->map_sequence.load(std::memory_order_acquire);  // acquire: the map that is asked for next is not older
 }
 
 Result<std::uint64_t, MappedErrc> MappedMemory::read_scatter(std::span<const MappedRange> ranges) const {

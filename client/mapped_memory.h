@@ -78,6 +78,12 @@ class MappedMemory {
   /// The same for several ranges: all of one moment, with one cookie.
   Result<std::uint64_t, MappedErrc> read_scatter(std::span<const MappedRange> ranges) const;
 
+  /// A number that grows with each change through kvmid of the range's pages (or of others that share their places), and
+  /// of the memory map: equal numbers, and nothing of the range was changed in between. A load for each page, no bytes.
+  Result<std::uint64_t, MappedErrc> changes_of(Gpa gpa, std::uint64_t bytes) const;
+  /// Grows with each change of the memory map. Odd: one is under way.
+  [[nodiscard]] std::uint64_t map_changes() const;
+
   [[nodiscard]] std::uint64_t ram_bytes() const { return ram_bytes_; }
   [[nodiscard]] bool revoked() const;
 
@@ -92,6 +98,7 @@ class MappedMemory {
     return gpa.value <= ram_bytes_ && bytes <= ram_bytes_ - gpa.value;
   }
   Words words_of(std::span<const MappedRange> ranges, std::memory_order order) const;
+  void add_words(Gpa gpa, std::uint64_t bytes, std::memory_order order, Words& words) const;
   [[nodiscard]] bool is_kept() const;
   void unmap();
 

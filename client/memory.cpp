@@ -216,4 +216,13 @@ Result<std::uint64_t, ClientError> AgentClient::read_virtual(VcpuId vcpu, Gva gv
   return read_virtual(vcpu, std::span(&range, 1));
 }
 
+Result<void, ClientError> AgentClient::write_if_unchanged(Gpa gpa, Bytes data, std::uint64_t& cookie,
+                                                          AddressSpace space) {
+  if (cookie == 0) return bad_argument("0 is no cookie: read what the write is based on first");
+  const auto written = write_physical(gpa, data, {.space = space, .cookie = cookie, .expected = {}}, &cookie);
+  if (!written) return written.error();
+  cookie = *written;
+  return {};
+}
+
 }  // namespace kvmid::client

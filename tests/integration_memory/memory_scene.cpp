@@ -8,23 +8,11 @@
 #include <filesystem>
 
 namespace kvmid::test {
-namespace {
 
-/// This thread is somebody else, for as long as it lives: the kernel notes who connects.
-class AsUser {
- public:
-  explicit AsUser(uid_t uid) { set(uid); }
-  AsUser(const AsUser&) = delete;
-  AsUser& operator=(const AsUser&) = delete;
-  ~AsUser() { (void)::syscall(SYS_setresuid, -1, 0, -1); }
-
- private:
-  static void set(uid_t uid) {
-    if (::syscall(SYS_setresuid, -1, uid, -1) != 0) throw TestError("cannot become another user");
-  }
-};
-
-}  // namespace
+AsUser::AsUser(uid_t uid) {
+  if (::syscall(SYS_setresuid, -1, uid, -1) != 0) throw TestError("cannot become another user");
+}
+AsUser::~AsUser() { (void)::syscall(SYS_setresuid, -1, 0, -1); }
 
 bool can_grant() {
   if (::geteuid() == 0) return true;

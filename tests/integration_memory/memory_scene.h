@@ -9,6 +9,8 @@
 /// Errors:   TestError.
 /// Threads:  one.
 
+#include <sys/types.h>
+
 #include <optional>
 #include <vector>
 
@@ -25,6 +27,15 @@ inline constexpr uid_t kNobody = 65534;
 
 /// False, and says so, where the test is not run by root.
 [[nodiscard]] bool can_grant();
+
+/// This thread is somebody else, for as long as it lives: the kernel notes who connects.
+class AsUser {
+ public:
+  explicit AsUser(uid_t uid);
+  AsUser(const AsUser&) = delete;
+  AsUser& operator=(const AsUser&) = delete;
+  ~AsUser();
+};
 
 /// Lets kNobody connect to the agents' socket in that folder.
 void open_to_all(const RuntimeFolder& folder);

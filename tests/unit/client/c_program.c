@@ -15,3 +15,21 @@ int pin_cr4_once(kvmid_agent* agent, uint64_t bit, int timeout_ms) {
   }
   return kvmid_reply(agent, &event, KVMI_ACTION_ALLOW);
 }
+
+int add_to_word(kvmid_agent* agent, uint64_t gpa, uint32_t amount, int* tries);
+
+/* Reads, decides, writes; whoever was faster is not written over. */
+int add_to_word(kvmid_agent* agent, uint64_t gpa, uint32_t amount, int* tries) {
+  uint64_t cookie = 0;
+  int result;
+  *tries = 0;
+  do {
+    uint32_t word = 0;
+    result = kvmid_read_physical(agent, gpa, &word, sizeof word, &cookie);
+    if (result < 0) return result;
+    word += amount;
+    result = kvmid_write_if_unchanged(agent, gpa, &word, sizeof word, &cookie);
+    ++*tries;
+  } while (result == -KVMI_ESTALE);
+  return result;
+}

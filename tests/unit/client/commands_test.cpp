@@ -122,6 +122,31 @@ TEST_CASE("a stale write tells the current cookie", "[client]") {
   CHECK(*written == 10);
 }
 
+TEST_CASE("what changed since the cookie is not written over, and the current cookie is told", "[client]") {
+  ScriptedPeer peer;
+  auto client = peer.client();
+  std::atomic<int> conditional = 0;
+  peer.serve([&](const Command& command) -> CommandReply {
+    const auto& write = std::get<WritePhysical>(command);
+    if (write.flags == KVMI_WRITE_COOKIE) ++conditional;
+    if (write.gpa.value == 0x2000) return {KVMI_MSG_WRITE_PHYSICAL, ErrorCode::NotPermitted, "policy", {}};
+    if (write.cookie < 9) return {KVMI_MSG_WRITE_PHYSICAL, ErrorCode::Stale, "the page changed", WritePhysicalReply{9}};
+    return ok(KVMI_MSG_WRITE_PHYSICAL, WritePhysicalReply{10});
+  });
+  const std::vector<std::byte> data(4);
+  std::uint64_t cookie = 5;
+  CHECK(client.write_if_unchanged(Gpa{0x1000}, data, cookie).error().code == ErrorCode::Stale);
+  CHECK(cookie == 9);
+  CHECK(client.write_if_unchanged(Gpa{0x1000}, data, cookie));
+  CHECK(cookie == 10);
+  CHECK(client.write_if_unchanged(Gpa{0x2000}, data, cookie).error().code == ErrorCode::NotPermitted);
+  CHECK(cookie == 10);
+  CHECK(conditional == 3);
+  cookie = 0;
+  CHECK(client.write_if_unchanged(Gpa{0x1000}, data, cookie).error().kind == ClientErrc::BadArgument);
+  CHECK(conditional == 3);  // nothing was sent
+}
+
 TEST_CASE("every command reaches the peer as what it is", "[client]") {
   ScriptedPeer peer;
   auto client = peer.client();

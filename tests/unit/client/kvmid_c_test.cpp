@@ -10,6 +10,7 @@
 #include "scripted_peer.h"
 
 extern "C" int pin_cr4_once(kvmid_agent* agent, std::uint64_t bit, int timeout_ms);
+extern "C" int add_to_word(kvmid_agent* agent, std::uint64_t gpa, std::uint32_t amount, int* tries);
 
 using namespace kvmid;
 using namespace kvmid::client;
@@ -175,6 +176,58 @@ TEST_CASE("C: a batch and messages of each kind", "[client][c]") {
   REQUIRE(kvmid_next_message(agent.get(), &message, kSoonMs) == 1);
   REQUIRE(message.kind == KVMI_MSG_GUEST_OFF);
   CHECK(message.data.guest_off.reason == KVMI_OFF_RESET);
+}
+
+TEST_CASE("a C agent adds to a number that somebody else changes meanwhile", "[client][c]") {
+  ScriptedPeer peer;
+  const Agent agent = adopt(peer);
+  std::uint32_t word = 40;
+  std::uint64_t current = 7;
+  int others = 2;
+  peer.serve([&](const Command& command) -> CommandReply {
+    if (std::holds_alternative<ReadPhysical>(command)) {
+      const CommandReply reply =
+          ok(KVMI_MSG_READ_PHYSICAL, ReadPhysicalReply{current, std::as_bytes(std::span(&word, 1))});
+      if (others-- > 0) ++current;  // changed behind the read
+      return reply;
+    }
+    const auto& write = std::get<WritePhysical>(command);
+    if (write.cookie != current)
+      return {KVMI_MSG_WRITE_PHYSICAL, ErrorCode::Stale, "changed", WritePhysicalReply{current}};
+    std::memcpy(&word, write.data.data(), sizeof word);
+    return ok(KVMI_MSG_WRITE_PHYSICAL, WritePhysicalReply{++current});
+  });
+  int tries = 0;
+  REQUIRE(add_to_word(agent.get(), 0x1000, 2, &tries) == 0);
+  CHECK(tries == 3);
+  CHECK(word == 42);
+
+  std::uint64_t cookie = 1;
+  CHECK(kvmid_write_if_unchanged(agent.get(), 0x1000, &word, sizeof word, &cookie) == -KVMI_ESTALE);
+  CHECK(cookie == current);
+  cookie = 0;
+  CHECK(kvmid_write_if_unchanged(agent.get(), 0x1000, &word, sizeof word, &cookie) == -KVMI_EINVAL);
+  CHECK(kvmid_write_if_unchanged(agent.get(), 0x1000, &word, sizeof word, nullptr) == -KVMI_EINVAL);
+  CHECK(kvmid_write_if_unchanged(agent.get(), 0x1000, nullptr, sizeof word, &cookie) == -KVMI_EINVAL);
+}
+
+TEST_CASE("C: no memory is mapped where none is granted", "[client][c]") {
+  ScriptedPeer peer;
+  const Agent agent = adopt(peer);
+  peer.serve([&](const Command&) -> CommandReply {
+    return {KVMI_MSG_GRANT_MEMORY, ErrorCode::NotPermitted, "its owner could write it", {}};
+  });
+  auto* mapping = reinterpret_cast<kvmid_mapping*>(&peer);
+  CHECK(kvmid_map_memory(agent.get(), 0, &mapping) == -KVMI_EPERM);
+  CHECK(mapping == nullptr);
+  CHECK(std::string(kvmid_last_error()).find("its owner could write it") != std::string::npos);
+  CHECK(kvmid_map_memory(agent.get(), 2, &mapping) == -KVMI_EINVAL);
+  CHECK(kvmid_map_memory(agent.get(), 0, nullptr) == -KVMI_EINVAL);
+  char byte = 0;
+  CHECK(kvmid_mapped_read(nullptr, 0, &byte, 1) == -KVMI_EINVAL);
+  CHECK(kvmid_mapped_bytes(nullptr) == 0);
+  CHECK(kvmid_mapped_revoked(nullptr) == 1);
+  kvmid_unmap(nullptr);
 }
 
 TEST_CASE("C: uuids and names of errors", "[client][c]") {
