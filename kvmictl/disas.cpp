@@ -4,12 +4,12 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <cstring>
 
 #include "arch/x86/page_walk.h"
 #include "client/event_text.h"
 #include "kvmictl/disassembly.h"
 #include "kvmictl/guest_commands.h"
+#include "kvmictl/page_walker.h"
 #include "kvmictl/pause_holder.h"
 #include "kvmictl/render.h"
 
@@ -45,8 +45,8 @@ class CodeReader {
  public:
   CodeReader(AgentClient& client, VcpuId vcpu, const Registers& registers, bool physical)
       : client_(client), vcpu_(vcpu), paging_(x86::paging_state(registers.regs, registers.sregs)) {
-    const bool served = client.welcome().commands.has(CommandId::TranslateGva);
-    how_ = physical ? Translated::Not : served ? Translated::ByHypervisor : Translated::ByPageTables;
+    const bool walks = memory_.use_granted() || !client.welcome().commands.has(CommandId::TranslateGva);
+    how_ = physical ? Translated::Not : walks ? Translated::ByPageTables : Translated::ByHypervisor;
   }
 
   Result<std::vector<std::byte>, ClientError> read(std::uint64_t address, std::uint64_t bytes) {
@@ -54,11 +54,9 @@ class CodeReader {
     while (out.size() < bytes) {
       const std::uint64_t at = address + out.size();
       const std::uint64_t in_page = std::min(bytes - out.size(), kPageSize - at % kPageSize);
-      const auto gpa = translate(at);
-      if (!gpa) return ended(std::move(out), gpa.error());
-      const auto part = client_.read_physical(*gpa, in_page);
-      if (!part) return ended(std::move(out), part.error());
-      out.insert(out.end(), part->data.begin(), part->data.end());
+      std::vector<std::byte> part(in_page);
+      if (const auto read = read_page(at, part); !read) return ended(std::move(out), read.error());
+      out.insert(out.end(), part.begin(), part.end());
     }
     return out;
   }
@@ -73,32 +71,28 @@ class CodeReader {
     return error;
   }
 
-  Result<Gpa, ClientError> translate(std::uint64_t address) {
+  Result<std::uint64_t, ClientError> read_page(std::uint64_t address, std::span<std::byte> out) {
     if (how_ == Translated::ByHypervisor) {
-      const auto reply = client_.translate_gva(vcpu_, Gva{address});
-      if (reply) return reply->gpa;
-      if (!is_missing(reply.error())) return reply.error();
+      auto read = client_.read_virtual(vcpu_, Gva{address}, out);
+      if (read || !is_missing(read.error())) return read;
       how_ = Translated::ByPageTables;
     }
-    if (how_ == Translated::Not) return Gpa{address};
-    const auto read = [this](Gpa gpa, void* out, std::size_t size) {
-      const auto part = client_.read_physical(gpa, size);
-      if (!part || part->data.size() != size) return false;
-      std::memcpy(out, part->data.data(), size);
-      return true;
-    };
-    const auto found = x86::translate(paging_, Gva{address}, read);
-    if (found) return found->gpa;
-    return ClientError{ClientErrc::Failed, ErrorCode::Fault,
-                       "no page is mapped at guest virtual address " + hex(address) + ": " +
-                           std::string(x86::text_of(found.error().cause)) +
-                           "; --physical takes the address as guest physical",
-                       0};
+    if (how_ == Translated::Not) {
+      const PhysicalRange range{Gpa{address}, out};
+      return memory_.read(std::span(&range, 1));
+    }
+    auto read = walker_.read(paging_, Gva{address}, out);
+    if (read || read.error().code != ErrorCode::Fault) return read;
+    ClientError error = read.error();
+    error.text += "; --physical takes the address as guest physical";
+    return error;
   }
 
   AgentClient& client_;
   VcpuId vcpu_;
   x86::PagingState paging_;
+  PhysicalMemory memory_{client_};
+  PageWalker walker_{memory_};
   Translated how_;
 };
 

@@ -1,10 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "kvmictl/guest_memory.h"
 
-#include <algorithm>
-#include <cstring>
-
-#include "arch/x86/page_walk.h"
 #include "client/event_text.h"
 #include "kvmictl/guest_commands.h"
 
@@ -51,12 +47,14 @@ std::string range_fault(std::span<const kvmi_memory_slot> slots, std::uint64_t g
 Result<GuestMemory, ClientError> GuestMemory::open(const Arguments& arguments) {
   auto attached = AgentClient::attach(connect_options(arguments), arguments.guest);
   if (!attached) return attached.error();
-  return GuestMemory(std::move(*attached), arguments);
+  GuestMemory memory(std::move(*attached), arguments);
+  (void)memory.parts_->memory.use_granted();  // without it everything is done by message
+  return memory;
 }
 
 Result<void, ClientError> GuestMemory::check(std::uint64_t address, std::uint64_t bytes) {
-  if (virtual_ || !client_.welcome().commands.has(CommandId::GetMemoryMap)) return {};
-  const auto slots = client_.get_memory_map();
+  if (virtual_ || !client().welcome().commands.has(CommandId::GetMemoryMap)) return {};
+  const auto slots = client().get_memory_map();
   if (!slots) return slots.error();
   auto fault = range_fault(*slots, address, bytes);
   if (fault.empty()) return {};
@@ -66,47 +64,43 @@ Result<void, ClientError> GuestMemory::check(std::uint64_t address, std::uint64_
 Result<std::uint64_t, ClientError> GuestMemory::read(std::uint64_t address, std::span<std::byte> out) {
   if (!virtual_) {
     const PhysicalRange range{Gpa{address}, out};
-    return client_.read_scatter(std::span(&range, 1));
+    return parts_->memory.read(std::span(&range, 1));
   }
-  if (!walks_ && client_.welcome().commands.has(CommandId::TranslateGva)) {
-    auto got = client_.read_virtual(vcpu_, Gva{address}, out);
+  if (asks_hypervisor()) {
+    auto got = client().read_virtual(vcpu_, Gva{address}, out);
     if (got || !is_missing(got.error())) return got;
   }
-  std::vector<PhysicalRange> parts;
-  for (std::uint64_t done = 0; done < out.size();) {
-    const std::uint64_t part = std::min(out.size() - done, kPageSize - (address + done) % kPageSize);
-    const auto found = walk(address + done);
-    if (!found) return found.error();
-    parts.push_back({found->gpa, out.subspan(done, part)});
-    done += part;
-  }
-  return client_.read_scatter(parts);
+  const auto state = paging();
+  if (!state) return state.error();
+  return parts_->walker.read(*state, Gva{address}, out);
 }
 
 Result<TranslateGvaReply, ClientError> GuestMemory::translate(std::uint64_t gva) {
-  if (!walks_ && client_.welcome().commands.has(CommandId::TranslateGva)) {
-    auto reply = client_.translate_gva(vcpu_, Gva{gva});
+  if (asks_hypervisor()) {
+    auto reply = client().translate_gva(vcpu_, Gva{gva});
     if (reply || !is_missing(reply.error())) return reply;
   }
-  return walk(gva);
+  const auto state = paging();
+  if (!state) return state.error();
+  const auto found = parts_->walker.translate(*state, Gva{gva});
+  if (!found) return found.error();
+  const x86::Translation& page = found->translation;
+  return TranslateGvaReply{page.gpa, page.page_bytes, page.rights(), page.user};
 }
 
-Result<TranslateGvaReply, ClientError> GuestMemory::walk(std::uint64_t gva) {
+/// The hypervisor needs no registers, which may stop a vCPU for a moment: too much to ask for at each look of a watch.
+/// A walk in place is whole while tables change.
+bool GuestMemory::asks_hypervisor() {
+  const CommandSet& commands = client().welcome().commands;
+  const bool can_walk = commands.has(CommandId::GetRegisters);
+  return !walks_ && commands.has(CommandId::TranslateGva) && !(walks_in_place_ && can_walk && mapped() != nullptr);
+}
+
+Result<x86::PagingState, ClientError> GuestMemory::paging() {
   walks_ = true;
-  const auto registers = stopped_registers(client_, vcpu_);
+  const auto registers = stopped_registers(client(), vcpu_);
   if (!registers) return registers.error();
-  const auto read_table = [this](Gpa gpa, void* out, std::size_t size) {
-    const auto part = client_.read_physical(gpa, size);
-    if (!part || part->data.size() != size) return false;
-    std::memcpy(out, part->data.data(), size);
-    return true;
-  };
-  const auto found = x86::translate(x86::paging_state(registers->regs, registers->sregs), Gva{gva}, read_table);
-  if (!found) {
-    return ClientError{ClientErrc::Failed, ErrorCode::Fault,
-                       "GVA " + hex(gva) + " is not mapped: " + std::string(x86::text_of(found.error().cause)), 0};
-  }
-  return TranslateGvaReply{found->gpa, found->page_bytes, found->rights(), found->user};
+  return x86::paging_state(registers->regs, registers->sregs);
 }
 
 }  // namespace kvmid::ctl

@@ -8,6 +8,7 @@
 /// Threads:  none.
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -15,6 +16,7 @@
 
 #include "client/agent_client.h"
 #include "kvmictl/arguments.h"
+#include "kvmictl/page_walker.h"
 
 namespace kvmid::ctl {
 
@@ -31,29 +33,44 @@ std::string range_fault(std::span<const kvmi_memory_slot> slots, std::uint64_t g
 
 class GuestMemory {
  public:
-  /// Attaches.
+  /// Attaches, and asks for guest RAM in place.
   static Result<GuestMemory, client::ClientError> open(const Arguments& arguments);
 
-  [[nodiscard]] client::AgentClient& client() { return client_; }
+  [[nodiscard]] client::AgentClient& client() { return parts_->client; }
+  /// Guest RAM in place, if it is granted; else null.
+  [[nodiscard]] const client::MappedMemory* mapped() { return parts_->memory.mapped(); }
   [[nodiscard]] VcpuId vcpu() const { return vcpu_; }
 
   /// Is all of it memory? Only physical addresses are looked at, and only where kvmid tells the memory map.
   Result<void, client::ClientError> check(std::uint64_t address, std::uint64_t bytes);
-  /// The cookie.
+  /// The cookie. A virtual range is walked as translate() does it.
   Result<std::uint64_t, client::ClientError> read(std::uint64_t address, std::span<std::byte> out);
-  /// By the hypervisor; where it does not serve that, by a walk over the guest's page tables.
+  /// By a walk over the guest's page tables where its RAM is granted or the hypervisor translates nothing; else by
+  /// the hypervisor.
   Result<TranslateGvaReply, client::ClientError> translate(std::uint64_t gva);
   /// "TRANSLATE_GVA" or "page tables": how translate() did it.
   [[nodiscard]] std::string_view translated_by() const { return walks_ ? "page tables" : "TRANSLATE_GVA"; }
 
  private:
+  /// They refer to each other, so they stay where they are.
+  struct Parts {
+    explicit Parts(client::AgentClient attached) : client(std::move(attached)) {}
+    client::AgentClient client;
+    PhysicalMemory memory{client};
+    PageWalker walker{memory};
+  };
   GuestMemory(client::AgentClient client, const Arguments& arguments)
-      : client_(std::move(client)), virtual_(arguments.memory.is_virtual), vcpu_{arguments.vcpu.value_or(0)} {}
-  Result<TranslateGvaReply, client::ClientError> walk(std::uint64_t gva);
+      : parts_(std::make_unique<Parts>(std::move(client))),
+        virtual_(arguments.memory.is_virtual),
+        vcpu_{arguments.vcpu.value_or(0)},
+        walks_in_place_(arguments.subcommand != Subcommand::MemWatch) {}
+  [[nodiscard]] bool asks_hypervisor();
+  Result<x86::PagingState, client::ClientError> paging();
 
-  client::AgentClient client_;
+  std::unique_ptr<Parts> parts_;
   bool virtual_;
   VcpuId vcpu_;
+  bool walks_in_place_;
   bool walks_ = false;  ///< translations are our own
 };
 
