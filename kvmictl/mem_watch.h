@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -19,7 +20,21 @@ struct ChangedBytes {
 /// REQUIRES: both of one size.
 std::vector<ChangedBytes> changed_bytes(std::span<const std::byte> before, std::span<const std::byte> after);
 
-/// What the cookies of two looks say of a change between them.
-std::string cookie_words(std::uint64_t before, std::uint64_t after);
+/// Who changed what two looks differ in, as far as it can be told.
+enum class ChangedBy {
+  Guest,    ///< its own store: kvmid changed nothing there
+  Kvmid,    ///< kvmid changed something of those pages; the guest may have, too
+  Unknown,  ///< kvmid changed something, there or elsewhere
+};
+[[nodiscard]] const char* name_of(ChangedBy by);
+
+/// What one look knows of changes through kvmid.
+struct ChangeMarks {
+  std::uint64_t cookie = 0;
+  std::optional<std::uint64_t> in_place;  ///< MappedMemory::changes_of() the range
+};
+[[nodiscard]] ChangedBy changed_by(const ChangeMarks& before, const ChangeMarks& after);
+/// The same for people, with the cookies.
+std::string cookie_words(const ChangeMarks& before, const ChangeMarks& after);
 
 }  // namespace kvmid::ctl

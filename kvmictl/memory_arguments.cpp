@@ -58,7 +58,9 @@ void MemoryGrammar::add(const AddCommand& add_command) {
       add_command("watch", Subcommand::MemWatch,
                   "Look at some memory again and again, and print what changed\n\n"
                   "Bytes are compared, because a cookie does not see the guest's own stores; what changes\n"
-                  "and changes back between two looks is not seen.\n\n"
+                  "and changes back between two looks is not seen. Where guest RAM is granted (GRANT_MEMORY) it\n"
+                  "is looked at in place, without a message: what is changed through kvmid is found at once, by\n"
+                  "kvmid's count of changes; the guest's own stores still by their bytes, at the next look.\n\n"
                   "Example: kvmictl mem watch web1 0x10018 8 --interval 0.1");
   watch->add_option("ADDR", address_, "Guest physical address, 0x1000 or 4096")->required();
   watch->add_option("LEN", length_, "Bytes, at most 1M")->required();

@@ -153,8 +153,10 @@ TEST_CASE("mem watch prints what changes, and who did it as far as cookies tell"
   const Json own = Json::parse(watch.output()[0]), through = Json::parse(watch.output()[1]);
   CHECK(own.at("changes") == Json::array({{{"address", "0x600004"}, {"before", "00"}, {"after", "01"}}}));
   CHECK(own.at("cookie") == own.at("cookie_before"));
+  CHECK(own.at("by") == "guest");
   CHECK(through.at("changes") == Json::array({{{"address", "0x600008"}, {"before", "0000"}, {"after", "0203"}}}));
   CHECK(through.at("cookie") > through.at("cookie_before"));
+  CHECK(through.at("by") == "unknown");  // root is not granted RAM
 
   Process rounds("kvmictl", scene.with_sockets({"mem", "watch", "web1", "0x10018", "8", "--interval", "0.01"}));
   scene.guest.set_mode(GuestMode::Vmcall);

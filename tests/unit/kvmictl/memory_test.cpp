@@ -240,8 +240,14 @@ TEST_CASE("changes that are near each other are one", "[kvmictl][mem]") {
   CHECK(changes[0].after == bytes_of("xaaaaaay"));
   CHECK(changes[1].at == 18);
   CHECK(changes[1].after == bytes_of("z"));
-  CHECK(has(cookie_words(5, 5), "the guest's own store"));
-  CHECK(has(cookie_words(5, 6), "5 -> 6"));
+  CHECK(has(cookie_words({5, {}}, {5, {}}), "the guest's own store"));
+  CHECK(has(cookie_words({5, {}}, {6, {}}), "5 -> 6: kvmid saw changes of guest memory, here or elsewhere"));
+  // In place it is known where.
+  CHECK(changed_by({5, 8}, {5, 8}) == ChangedBy::Guest);
+  CHECK(has(cookie_words({5, 8}, {6, 8}), "5 -> 6: the guest's own store"));
+  CHECK(has(cookie_words({5, 8}, {6, 12}), "5 -> 6: changed through kvmid"));
+  CHECK(changed_by({5, 8}, {6, {}}) == ChangedBy::Unknown);  // the grant has ended
+  CHECK(changed_by({5, {}}, {6, 8}) == ChangedBy::Unknown);
 }
 
 TEST_CASE("a raw dump has offset = GPA, and holes where nothing is", "[kvmictl][mem]") {
