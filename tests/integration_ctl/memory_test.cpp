@@ -220,6 +220,29 @@ TEST_CASE("readelf knows the segments of a dump", "[integration]") {
   CHECK(has(read.text(), "KVMID"));
 }
 
+TEST_CASE("gdb opens a dump as a core and reads memory in it", "[integration]") {
+  if (!std::filesystem::exists("/usr/bin/gdb")) {
+    WARN("gdb is not there: an ELF dump is not opened by it");
+    return;
+  }
+  CtlScene scene;
+  const std::uint64_t values[] = {0x1122334455667788, 0x99aabbccddeeff00};
+  scene.guest.memory().write(Gpa{0x600ff8}, values, sizeof values);  // across pages
+  const std::string elf = scene.folder.file("elf");
+  REQUIRE(scene.ctl({"mem", "dump", "web1", elf, "--format", "elf"}).exit == Exit{0, 0});
+  const Finished gdb = run("/usr/bin/gdb", {"-nx", "-batch", "-ex", "set debuginfod enabled off", "-ex", "info files",
+                                            "-ex", "x/2xg 0x600ff8", "-ex", "x/s 0xf0000", "-ex", "x/1xb 0x1000000",
+                                            "-c", elf});
+  INFO(gdb.text() << errors_of(gdb));
+  CHECK(has(gdb.text(), "file type elf64-x86-64"));
+  CHECK(has(gdb.text(), "0x0000000000000000 - 0x00000000000f0000 is load1"));
+  CHECK(has(gdb.text(), "0x00000000000f0000 - 0x00000000000f1000 is load2"));
+  CHECK(has(gdb.text(), "0x00000000000f1000 - 0x0000000001000000 is load3"));
+  CHECK(has(gdb.text(), "0x600ff8:\t0x1122334455667788\t0x99aabbccddeeff00"));
+  CHECK(has(gdb.text(), "0xf0000:\t\"KVMIROM1"));
+  CHECK(has(gdb.text() + errors_of(gdb), "Cannot access memory at address 0x1000000"));  // where memory ends
+}
+
 TEST_CASE("a dump that was killed goes on with --resume", "[integration]") {
   RuntimeFolder folder;
   Daemon daemon(folder, {.config = config_text({}), .arguments = {}});
