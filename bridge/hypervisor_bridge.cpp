@@ -64,8 +64,8 @@ class HypervisorBridge::Impl {
   Kept replied(const kvmi1::Reply& reply, Seq seq, ByteBuffer& wire);
   Kept event_came(Event& event, Seq seq);
 
-  Seq version_seq_;   ///< the core's GET_VERSION
-  bool up_ = false;   ///< the core knows the facts
+  Seq version_seq_;  ///< the core's GET_VERSION
+  bool up_ = false;  ///< the core knows the facts
 };
 
 // ---- the start ----
@@ -155,8 +155,7 @@ Kept HypervisorBridge::Impl::event_came(Event& event, Seq seq) {
 
 Kept HypervisorBridge::Impl::replied(const kvmi1::Reply& reply, Seq seq, ByteBuffer& wire) {
   if (reply.id == link_.codec().event_reply_id()) {
-    return "refused the reply to its event with seq " + std::to_string(seq.value) + ": " +
-           std::to_string(reply.error);
+    return "refused the reply to its event with seq " + std::to_string(seq.value) + ": " + std::to_string(reply.error);
   }
   const auto asked = link_.answered(reply, seq);
   if (!asked) return asked.error();

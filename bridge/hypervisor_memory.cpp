@@ -9,9 +9,7 @@ namespace {
 
 constexpr std::size_t kReadBytesMax = KVMI_MAX_PAYLOAD - sizeof(kvmi_error) - sizeof(kvmi_read_physical_reply);
 
-Failure not_normal() {
-  return {ErrorCode::NotSupported, "this hypervisor has the normal address space only"};
-}
+Failure not_normal() { return {ErrorCode::NotSupported, "this hypervisor has the normal address space only"}; }
 
 bool wraps(std::uint64_t gpa, std::uint64_t size) { return gpa + (size - 1) < gpa; }
 
@@ -33,8 +31,8 @@ std::optional<Failure> HypervisorMemory::refusal_of(const ReadPhysical& command)
     if (wraps(range.gpa, range.size)) return not_memory(range.gpa, range.size);
     total += range.size;
     if (total > kReadBytesMax) {
-      return Failure{ErrorCode::TooBig, "the ranges together do not fit into a message of " +
-                                            std::to_string(KVMI_MAX_PAYLOAD) + " bytes"};
+      return Failure{ErrorCode::TooBig,
+                     "the ranges together do not fit into a message of " + std::to_string(KVMI_MAX_PAYLOAD) + " bytes"};
     }
   }
   return std::nullopt;
@@ -61,8 +59,7 @@ std::optional<Failure> HypervisorMemory::refusal_of(const WritePhysical& command
     return invalid("a patch lies within a page, not at GPA " + hex_text(command.gpa.value) + " with " +
                    std::to_string(size) + " bytes");
   }
-  if ((command.flags & KVMI_WRITE_COOKIE) != 0)
-    return Failure{ErrorCode::NotSupported, "cookies are kept by kvmid"};
+  if ((command.flags & KVMI_WRITE_COOKIE) != 0) return Failure{ErrorCode::NotSupported, "cookies are kept by kvmid"};
   if (command.space != AddressSpace::Normal) return not_normal();
   // The only thing that can be said of a breakpoint event of that dialect is that the guest shall have it.
   if ((command.flags & KVMI_WRITE_PATCH) != 0 && link_.dialect() == kvmi1::DialectId::Rfc2017)
@@ -232,10 +229,10 @@ void HypervisorMemory::looked(std::uint32_t id, Job& job, ByteBuffer& wire) {
   if (job.is(KVMI_WRITE_EXPECT)) {
     const auto [there, wanted] = std::mismatch(own.begin(), own.end(), job.expected.begin());
     if (there != own.end()) {
-      job.failure = {ErrorCode::Stale,
-                     "the byte at GPA " + hex_text(job.gpa.value + static_cast<std::uint64_t>(there - own.begin())) +
-                         " is " + hex_text(std::to_integer<unsigned>(*there)) + ", not " +
-                         hex_text(std::to_integer<unsigned>(*wanted)) + " as expected"};
+      job.failure = {ErrorCode::Stale, "the byte at GPA " +
+                                           hex_text(job.gpa.value + static_cast<std::uint64_t>(there - own.begin())) +
+                                           " is " + hex_text(std::to_integer<unsigned>(*there)) + ", not " +
+                                           hex_text(std::to_integer<unsigned>(*wanted)) + " as expected"};
       link_.refuse(job.seq, job.id, job.failure.error, job.failure.text, WritePhysicalReply{});
       return finish(id, job, wire);
     }

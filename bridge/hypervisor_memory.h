@@ -13,7 +13,8 @@ namespace kvmid::bridge {
 ///           memory and then a write.
 /// Shapes:   reads, and writes that touch no patch, are sent at once, one behind the other. What needs a look first
 ///           is alone: what comes after it waits in its order.
-/// Errors:   what the hypervisor says; memory that it does not have is Fault. A write of several pages that it refuses in
+/// Errors:   what the hypervisor says; memory that it does not have is Fault. A write of several pages that it refuses
+/// in
 ///           the middle has been done before that.
 /// Bounds:   as many jobs as the core has commands open.
 class HypervisorMemory {

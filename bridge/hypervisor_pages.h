@@ -33,9 +33,9 @@ class HypervisorPages {
   struct Job {
     Seq seq;
     std::vector<PageRun> runs;
-    std::size_t run = 0;      ///< what is sent next: the run,
-    std::uint64_t page = 0;   ///< the page in it,
-    std::uint16_t vcpu = 0;   ///< rfc2017: and the vCPU
+    std::size_t run = 0;     ///< what is sent next: the run,
+    std::uint64_t page = 0;  ///< the page in it,
+    std::uint16_t vcpu = 0;  ///< rfc2017: and the vCPU
     unsigned open = 0;
     bool undoing = false;
     Failure failure{};

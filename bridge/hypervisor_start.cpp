@@ -64,8 +64,8 @@ void offer(HypervisorFacts& facts, bool is_2017) {
   tell(EventKind::Pause, pauses);
   tell(EventKind::Trap, injects && (!is_2017 || controls));
   tell(EventKind::Singlestep, steps);
-  for (const EventKind kind : {EventKind::Xsetbv, EventKind::Breakpoint, EventKind::Hypercall, EventKind::Descriptor,
-                               EventKind::Cpuid}) {
+  for (const EventKind kind :
+       {EventKind::Xsetbv, EventKind::Breakpoint, EventKind::Hypercall, EventKind::Descriptor, EventKind::Cpuid}) {
     tell(kind, controls);
   }
   facts.offered_commands = commands;

@@ -12,18 +12,20 @@ namespace {
 /// Events that come without being asked for: they follow a command, or the bridge has enabled them itself.
 bool needs_no_enabling(EventKind kind, kvmi1::DialectId dialect) {
   switch (kind) {
-    case EventKind::Unhook: return true;
+    case EventKind::Unhook:
+      return true;
     case EventKind::Pause:
-    case EventKind::Trap: return dialect != kvmi1::DialectId::Rfc2017;
-    case EventKind::Singlestep: return dialect == kvmi1::DialectId::V12;
-    default: return false;
+    case EventKind::Trap:
+      return dialect != kvmi1::DialectId::Rfc2017;
+    case EventKind::Singlestep:
+      return dialect == kvmi1::DialectId::V12;
+    default:
+      return false;
   }
 }
 
 /// Events of rfc2017 have kept their bits.
-std::uint32_t mask_of(EventSet events) {
-  return static_cast<std::uint32_t>(events.bits);
-}
+std::uint32_t mask_of(EventSet events) { return static_cast<std::uint32_t>(events.bits); }
 
 std::string names_of(EventSet events) {
   std::string names;
@@ -58,27 +60,32 @@ void HypervisorWishes::send(const Command& command, Seq seq, ByteBuffer& wire) {
       },
       command);
   if (!is_vcpu(job.vcpu) && !(takes_all && job.vcpu == kAllVcpus)) {
-    return refuse(ErrorCode::Invalid, "no vCPU " + std::to_string(job.vcpu.value) + ": the guest has " +
-                                          std::to_string(link_.facts.vcpus));
+    return refuse(ErrorCode::Invalid,
+                  "no vCPU " + std::to_string(job.vcpu.value) + ": the guest has " + std::to_string(link_.facts.vcpus));
   }
-  std::visit(
-      Overloaded{
-          [&](const PauseVcpu& c) { run(c, std::move(job), wire); },
-          [&](const GetRegisters& c) { run(c, std::move(job), wire); },
-          [&](const SetRegisters& c) { send_one(std::move(job), kvmi1::SetRegisters{c.vcpu, c.regs}, wire); },
-          [&](const GetCpuid& c) { send_one(std::move(job), kvmi1::GetCpuid{c.vcpu, c.function, c.index}, wire); },
-          [&](const InjectException& c) { run(c, std::move(job), wire); },
-          [&](const ControlEvents& c) { run(c, std::move(job), wire); },
-          [&](const ControlCr& c) { run(c, std::move(job), wire); },
-          [&](const ControlMsr& c) { run(c, std::move(job), wire); },
-          [&](const TranslateGva& c) { send_one(std::move(job), kvmi1::TranslateGva{c.vcpu, c.gva}, wire); },
-          [&](const ControlSinglestep& c) { run(c, std::move(job), wire); },
-          [&](const GetXsave& c) { send_one(std::move(job), kvmi1::GetXsave{c.vcpu}, wire); },
-          [&](const SetXsave& c) { run(c, std::move(job), wire); },
-          [&](const GetXcr& c) { run(c, std::move(job), wire); },
-          [&](const auto&) { refuse(ErrorCode::NotServed, "not served here"); },
-      },
-      command);
+  std::visit(Overloaded{
+                 [&](const PauseVcpu& c) { run(c, std::move(job), wire); },
+                 [&](const GetRegisters& c) { run(c, std::move(job), wire); },
+                 [&](const SetRegisters& c) {
+                   send_one(std::move(job), kvmi1::SetRegisters{c.vcpu, c.regs}, wire);
+                 },
+                 [&](const GetCpuid& c) {
+                   send_one(std::move(job), kvmi1::GetCpuid{c.vcpu, c.function, c.index}, wire);
+                 },
+                 [&](const InjectException& c) { run(c, std::move(job), wire); },
+                 [&](const ControlEvents& c) { run(c, std::move(job), wire); },
+                 [&](const ControlCr& c) { run(c, std::move(job), wire); },
+                 [&](const ControlMsr& c) { run(c, std::move(job), wire); },
+                 [&](const TranslateGva& c) {
+                   send_one(std::move(job), kvmi1::TranslateGva{c.vcpu, c.gva}, wire);
+                 },
+                 [&](const ControlSinglestep& c) { run(c, std::move(job), wire); },
+                 [&](const GetXsave& c) { send_one(std::move(job), kvmi1::GetXsave{c.vcpu}, wire); },
+                 [&](const SetXsave& c) { run(c, std::move(job), wire); },
+                 [&](const GetXcr& c) { run(c, std::move(job), wire); },
+                 [&](const auto&) { refuse(ErrorCode::NotServed, "not served here"); },
+             },
+             command);
 }
 
 void HypervisorWishes::run(const PauseVcpu& command, Job job, ByteBuffer& wire) {
@@ -131,8 +138,8 @@ void HypervisorWishes::run(const InjectException& c, Job job, ByteBuffer& wire) 
   constexpr std::uint8_t kBreakpointVector = 3, kPageFaultVector = 14;
   job.vector = c.vector;
   if (link_.dialect() != kvmi1::DialectId::Rfc2017) {
-    return send_one(std::move(job),
-                    kvmi1::InjectException{c.vcpu, c.vector, c.has_error_code, c.error_code, c.address}, wire);
+    return send_one(std::move(job), kvmi1::InjectException{c.vcpu, c.vector, c.has_error_code, c.error_code, c.address},
+                    wire);
   }
   if (c.vector == kBreakpointVector) return send_one(std::move(job), kvmi1::InjectBreakpoint{c.vcpu}, wire);
   if (c.vector == kPageFaultVector)
@@ -156,9 +163,15 @@ void HypervisorWishes::run(const ControlEvents& command, Job job, ByteBuffer& wi
     const EventSet before = told_[vcpu.value];
     EventSet after = before;
     switch (command.operation) {
-      case Operation::Set: after.bits = command.events.bits; break;
-      case Operation::Enable: after.bits |= command.events.bits; break;
-      case Operation::Disable: after.bits &= ~command.events.bits; break;
+      case Operation::Set:
+        after.bits = command.events.bits;
+        break;
+      case Operation::Enable:
+        after.bits |= command.events.bits;
+        break;
+      case Operation::Disable:
+        after.bits &= ~command.events.bits;
+        break;
     }
     if (after == before) return;
     added->events.emplace_back(vcpu, before);
@@ -276,8 +289,7 @@ Kept HypervisorWishes::replied(const Asked& asked, const kvmi1::Reply& reply, By
       if (job.failure.error == ErrorCode::None) job.failure = link_.failure_of(asked, reply.error);
       // v6 and v7 have changed the event's bit before they try what fails.
       const bool changed_nevertheless = asked.kind == kvmi1::kind_of<kvmi1::ControlEvents> &&
-                                        reply.error == -kvmi1::kEopnotsupp &&
-                                        link_.dialect() != kvmi1::DialectId::V12;
+                                        reply.error == -kvmi1::kEopnotsupp && link_.dialect() != kvmi1::DialectId::V12;
       if (changed_nevertheless && asked.part < job.taken.size()) job.taken[asked.part] = true;
     } else {
       if (asked.part < job.taken.size()) job.taken[asked.part] = true;

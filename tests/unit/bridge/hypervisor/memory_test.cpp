@@ -345,8 +345,8 @@ TEST_CASE("bridge: the guest's own bytes, whatever is laid over them", "[hypervi
         const bool in_page = gpa % 4096 + size <= 4096;
         bool overlaps = false;
         for (const auto& [at, bytes_of] : patches)
-          overlaps = overlaps ||
-                     (at < gpa + size && gpa < at + bytes_of.size() && (at != gpa || bytes_of.size() != size));
+          overlaps =
+              overlaps || (at < gpa + size && gpa < at + bytes_of.size() && (at != gpa || bytes_of.size() != size));
         const ErrorCode wanted = !in_page ? ErrorCode::Invalid : overlaps ? ErrorCode::Busy : ErrorCode::None;
         REQUIRE(error == wanted);
         if (wanted == ErrorCode::None) patches[gpa] = data;

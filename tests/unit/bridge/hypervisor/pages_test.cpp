@@ -78,8 +78,15 @@ TEST_CASE("bridge: page rights are taken as a whole", "[hypervisor]") {
   const Answer refused = host.ask(rights_of({{0x1000, 9, 3, {}}}));
   CHECK(refused.error() == ErrorCode::Fault);
   CHECK(refused.text().find("SET_PAGE_ACCESS") != std::string::npos);
-  CHECK(told(host) == std::map<std::uint64_t, unsigned>{{0x1000, 7}, {0x2000, 1}, {0x3000, 1}, {0x4000, 1}, {0x5000, 7},
-                                                         {0x6000, 7}, {0x7000, 7}, {0x8000, 7}, {0x9000, 5}});
+  CHECK(told(host) == std::map<std::uint64_t, unsigned>{{0x1000, 7},
+                                                        {0x2000, 1},
+                                                        {0x3000, 1},
+                                                        {0x4000, 1},
+                                                        {0x5000, 7},
+                                                        {0x6000, 7},
+                                                        {0x7000, 7},
+                                                        {0x8000, 7},
+                                                        {0x9000, 5}});
   // Half of a run is replaced: what is left of it is still known.
   host.refuse = nullptr;
   REQUIRE(host.ask(rights_of({{0x3000, 1, 7, {}}})).error() == ErrorCode::None);

@@ -154,8 +154,7 @@ bool Hypervisor::receive(ByteVector frame) {
   frame_ = std::move(frame);
   kvmi_msg_hdr header{};
   std::memcpy(&header, frame_.data(), sizeof header);
-  const auto kept =
-      bridge->received(Frame{header.id, Seq{header.seq}, Bytes(frame_).subspan(sizeof header)}, wire_);
+  const auto kept = bridge->received(Frame{header.id, Seq{header.seq}, Bytes(frame_).subspan(sizeof header)}, wire_);
   if (!kept) {
     broken = kept.error();
     return false;
@@ -221,9 +220,7 @@ kvmi1::ReplyBody Hypervisor::body_for(const kvmi1::Command& command, std::int32_
             return kvmi1::GetGuestInfoReply{vcpus, tells ? std::uint64_t{2'000'000'000} : 0};
           },
           [&](const kvmi1::GetVcpuInfo&) -> kvmi1::ReplyBody { return kvmi1::GetVcpuInfoReply{2'000'000'000}; },
-          [&](const kvmi1::GetMaxGfn&) -> kvmi1::ReplyBody {
-            return kvmi1::GfnReply{Gfn{memory.size() / 4096}};
-          },
+          [&](const kvmi1::GetMaxGfn&) -> kvmi1::ReplyBody { return kvmi1::GfnReply{Gfn{memory.size() / 4096}}; },
           [&](const kvmi1::GetCpuid& c) -> kvmi1::ReplyBody {
             if (c.function == 0x80000008) return kvmi1::GetCpuidReply{0x3027, 0, 0, 0};
             return kvmi1::GetCpuidReply{c.function, c.index, 3, 4};

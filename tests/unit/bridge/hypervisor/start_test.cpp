@@ -67,10 +67,10 @@ TEST_CASE("bridge: what rfc2017 is enough for", "[hypervisor]") {
   Hypervisor host(DialectId::Rfc2017);
   const Answer answer = host.ask(GetVersion{});
   const auto& version = answer.body<GetVersionReply>();
-  for (const CommandId has : {CommandId::GetRegisters, CommandId::SetRegisters, CommandId::ReadPhysical,
-                              CommandId::WritePhysical, CommandId::ControlEvents, CommandId::ControlCr,
-                              CommandId::ControlMsr, CommandId::SetPageAccess, CommandId::GetPageAccess,
-                              CommandId::InjectException}) {
+  for (const CommandId has :
+       {CommandId::GetRegisters, CommandId::SetRegisters, CommandId::ReadPhysical, CommandId::WritePhysical,
+        CommandId::ControlEvents, CommandId::ControlCr, CommandId::ControlMsr, CommandId::SetPageAccess,
+        CommandId::GetPageAccess, CommandId::InjectException}) {
     CAPTURE(name_of(has));
     CHECK(version.commands.has(has));
   }
@@ -79,10 +79,10 @@ TEST_CASE("bridge: what rfc2017 is enough for", "[hypervisor]") {
     CAPTURE(name_of(lacks));
     CHECK_FALSE(version.commands.has(lacks));
   }
-  CHECK(version.events.bits == (KVMI_EVENT_BIT(KVMI_EVENT_CR) | KVMI_EVENT_BIT(KVMI_EVENT_MSR) |
-                                KVMI_EVENT_BIT(KVMI_EVENT_XSETBV) | KVMI_EVENT_BIT(KVMI_EVENT_BREAKPOINT) |
-                                KVMI_EVENT_BIT(KVMI_EVENT_HYPERCALL) | KVMI_EVENT_BIT(KVMI_EVENT_PAGE_FAULT) |
-                                KVMI_EVENT_BIT(KVMI_EVENT_TRAP)));
+  CHECK(version.events.bits ==
+        (KVMI_EVENT_BIT(KVMI_EVENT_CR) | KVMI_EVENT_BIT(KVMI_EVENT_MSR) | KVMI_EVENT_BIT(KVMI_EVENT_XSETBV) |
+         KVMI_EVENT_BIT(KVMI_EVENT_BREAKPOINT) | KVMI_EVENT_BIT(KVMI_EVENT_HYPERCALL) |
+         KVMI_EVENT_BIT(KVMI_EVENT_PAGE_FAULT) | KVMI_EVENT_BIT(KVMI_EVENT_TRAP)));
   CHECK(host.bridge->payload_max() > 8184);
 }
 
@@ -158,8 +158,8 @@ TEST_CASE("bridge: links that do not come up", "[hypervisor]") {
   SECTION("something else than the answer") {
     Hypervisor host(DialectId::V7, false);
     host.send(GetVersion{});
-    CHECK_FALSE(host.answer(host.number(kvmi1::kind_of<kvmi1::GetGuestInfo>), host.take().seq,
-                            kvmi1::GetGuestInfoReply{1, 0}));
+    CHECK_FALSE(
+        host.answer(host.number(kvmi1::kind_of<kvmi1::GetGuestInfo>), host.take().seq, kvmi1::GetGuestInfoReply{1, 0}));
     CHECK(host.broken.find("does not answer GET_VERSION") != std::string::npos);
   }
   SECTION("before it was asked") {
