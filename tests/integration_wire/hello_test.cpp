@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // The first bytes of a connection: everything that is no hello is refused with a reason, logged and counted.
 #include <catch2/catch.hpp>
+#include <cstring>
 #include <limits>
 #include <optional>
 
@@ -188,15 +189,22 @@ TEST_CASE("a handshake that is wrong is answered where it can be, closed, logged
   scenes.check();
 }
 
-TEST_CASE("a hypervisor of another dialect is closed with a line of log", "[wire][hello]") {
+TEST_CASE("a hypervisor of another dialect is answered as QEMU wants it, and asked what it speaks", "[wire][hello]") {
   WireDaemon daemon;
   kvmi_handshake handshake = good_handshake(9, "elder");
   handshake.struct_size = sizeof handshake;
   WireSocket socket(daemon.hypervisors());
   socket.send(bytes_of(handshake));
-  CHECK(socket.wait_closed());
-  daemon.wait_log({"hypervisor refused", "guest=elder", "error=EOPNOTSUPP", "dialect not supported"});
-  CHECK(daemon.wait_counter("connections_refused", 1) == 1);
+  const auto answer = socket.read_exact(sizeof(kvmi_handshake_answer));
+  REQUIRE(answer);
+  CHECK(first_struct_size(*answer).value() == sizeof(kvmi_handshake_answer));
+  const auto question = socket.read_exact(sizeof(kvmi_msg_hdr));
+  REQUIRE(question);
+  kvmi_msg_hdr header{};
+  std::memcpy(&header, question->data(), sizeof header);
+  CHECK(header.id == 2);
+  CHECK(header.size == 0);
+  daemon.wait_log({"hypervisor connected", "guest=elder", "dialect=older"});
 }
 
 TEST_CASE("a guest without a uuid is refused with the reason", "[wire][hello]") {
