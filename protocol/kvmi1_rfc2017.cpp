@@ -33,8 +33,9 @@ struct EventNumber {
   EventKind kind;
 };
 constexpr EventNumber kEvents[] = {
-    {0x02, EventKind::Cr},        {0x04, EventKind::Msr},       {0x08, EventKind::Xsetbv}, {0x10, EventKind::Breakpoint},
-    {0x20, EventKind::Hypercall}, {0x40, EventKind::PageFault}, {0x80, EventKind::Trap},
+    {0x02, EventKind::Cr},         {0x04, EventKind::Msr},       {0x08, EventKind::Xsetbv},
+    {0x10, EventKind::Breakpoint}, {0x20, EventKind::Hypercall}, {0x40, EventKind::PageFault},
+    {0x80, EventKind::Trap},
 };
 
 /// What follows the message header. One overload for each command of rfc2017.

@@ -18,14 +18,14 @@ struct CommandNumber {
   CommandKind kind;
 };
 constexpr CommandNumber kCommands[] = {
-    {2, kind_of<GetVersion>},      {4, kind_of<CheckCommand>},  {6, kind_of<CheckEvent>},
-    {8, kind_of<GetGuestInfo>},    {10, kind_of<ControlVmEvents>}, {12, kind_of<ReadPhysical>},
-    {14, kind_of<WritePhysical>},  {16, kind_of<PauseVcpu>},    {18, kind_of<ControlCleanup>},
-    {20, kind_of<SetPageAccess>},  {3, kind_of<GetVcpuInfo>},   {5, kind_of<ControlEvents>},
-    {7, kind_of<GetRegisters>},    {9, kind_of<SetRegisters>},  {11, kind_of<GetCpuid>},
-    {13, kind_of<ControlCr>},      {15, kind_of<InjectException>}, {17, kind_of<GetXcr>},
-    {19, kind_of<GetXsave>},       {21, kind_of<SetXsave>},     {23, kind_of<GetMtrrType>},
-    {25, kind_of<ControlMsr>},     {27, kind_of<ControlSinglestep>}, {29, kind_of<TranslateGva>},
+    {2, kind_of<GetVersion>},     {4, kind_of<CheckCommand>},       {6, kind_of<CheckEvent>},
+    {8, kind_of<GetGuestInfo>},   {10, kind_of<ControlVmEvents>},   {12, kind_of<ReadPhysical>},
+    {14, kind_of<WritePhysical>}, {16, kind_of<PauseVcpu>},         {18, kind_of<ControlCleanup>},
+    {20, kind_of<SetPageAccess>}, {3, kind_of<GetVcpuInfo>},        {5, kind_of<ControlEvents>},
+    {7, kind_of<GetRegisters>},   {9, kind_of<SetRegisters>},       {11, kind_of<GetCpuid>},
+    {13, kind_of<ControlCr>},     {15, kind_of<InjectException>},   {17, kind_of<GetXcr>},
+    {19, kind_of<GetXsave>},      {21, kind_of<SetXsave>},          {23, kind_of<GetMtrrType>},
+    {25, kind_of<ControlMsr>},    {27, kind_of<ControlSinglestep>}, {29, kind_of<TranslateGva>},
 };
 
 struct EventNumber {
@@ -33,9 +33,9 @@ struct EventNumber {
   EventKind kind;
 };
 constexpr EventNumber kEvents[] = {
-    {0, EventKind::Unhook},  {1, EventKind::Pause},  {3, EventKind::Hypercall},   {5, EventKind::Breakpoint},
-    {7, EventKind::Cr},      {9, EventKind::Trap},   {11, EventKind::Xsetbv},     {13, EventKind::Descriptor},
-    {15, EventKind::Msr},    {17, EventKind::PageFault}, {19, EventKind::Singlestep},
+    {0, EventKind::Unhook}, {1, EventKind::Pause},      {3, EventKind::Hypercall}, {5, EventKind::Breakpoint},
+    {7, EventKind::Cr},     {9, EventKind::Trap},       {11, EventKind::Xsetbv},   {13, EventKind::Descriptor},
+    {15, EventKind::Msr},   {17, EventKind::PageFault}, {19, EventKind::Singlestep},
 };
 
 v12::VcpuHdr header(VcpuId vcpu) { return {.vcpu = vcpu.value, .padding1 = 0, .padding2 = 0}; }
