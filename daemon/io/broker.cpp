@@ -25,6 +25,8 @@ bool names_kvmi2(Bytes handshake) {
   return magic == KVMI_HELLO_MAGIC;
 }
 
+FailureSide side_of(bool hypervisor) { return hypervisor ? FailureSide::Hypervisor : FailureSide::Agent; }
+
 /// What QEMU's branches send: v6 and v7, v12, and 2.11.93 with its memory map.
 bool is_of_qemu(std::size_t size) {
   constexpr std::size_t kMapEntry = 24;
@@ -123,6 +125,12 @@ void Broker::accepted(UniqueFd fd, Side side) {
   if (!take_place(fresh.connection)) {
     add_one(counters_.connections_refused);
     log_.debug("connection refused reason=\"over limits.connections_max\"");
+    failures_.add({.time = {},
+                   .side = side_of(side == Side::Hypervisor),
+                   .peer = {},
+                   .guest = {},
+                   .step = step::kLimits,
+                   .text = "over limits.connections_max"});
     return;
   }
   auto peer = peer_of(fd.get());
@@ -161,7 +169,7 @@ void Broker::hello_failed(Side side, Greeted greeted, HelloFailure failure, cons
     log_.info("no hello from={} {} reason={}", side == Side::Hypervisor ? "hypervisor" : "agent",
               to_string(greeted.peer), field(text));
   failures_.add({.time = {},
-                 .side = side == Side::Hypervisor ? FailureSide::Hypervisor : FailureSide::Agent,
+                 .side = side_of(side == Side::Hypervisor),
                  .peer = to_string(greeted.peer),
                  .guest = {},
                  .step = step::kHandshake,

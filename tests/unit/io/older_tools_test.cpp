@@ -269,3 +269,23 @@ TEST_CASE("two tools of different dialects share a guest with an agent of KVMI 2
   REQUIRE(agent.reply(**event, Action::Allow));
   CHECK(hypervisor.wait_reply(seq).action == kvmi1::kContinue);
 }
+
+TEST_CASE("tools hear UNHOOK before kvmid stops", "[broker][older][dial]") {
+  RuntimeFolder folder;
+  Kvmi1Tool tool(folder.file("tool"), DialectId::V12);
+  std::optional<Scene> scene;
+  scene.emplace([&](io::Settings& settings) {
+    io::DialedAgent& agent = settings.dialed_agents.emplace_back();
+    agent.name = "tool";
+    agent.unix_path = folder.file("tool");
+    agent.dialect = DialectId::V12;
+    agent.guests = {"*"};
+  });
+  const OlderHypervisor hypervisor(scene->hypervisors(), {.uuid = uuid_of(1)});
+  tool.accept();
+  REQUIRE(tool.call(kvmi1::ControlVmEvents{tool.codec().number_of(EventKind::Unhook).value_or(0), true}).ok());
+  std::thread stopping([&] { scene.reset(); });
+  CHECK(tool.next_event().event.kind() == EventKind::Unhook);
+  tool.hang_up();
+  stopping.join();
+}
