@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // Commands of a tool about the guest, its vCPUs and its events.
+#include <algorithm>
 #include <memory>
 #include <utility>
 
@@ -71,21 +72,30 @@ void AgentBridge::Impl::run(Slot& slot, const kvmi1::GetMaxGfn&) {
 
 // ---- pauses ----
 
-void AgentBridge::Impl::run(Slot& slot, const kvmi1::PauseVcpu& command) {
-  std::vector<VcpuId> waits;
-  const OpenEvent* open = open_at(command.vcpu);
-  if (command.wait && (open == nullptr || !open->awaited)) waits.push_back(command.vcpu);
-  pause(slot, command.vcpu, std::move(waits));
-}
-
 /// The PAUSE event may come before the core's answer, or after it: both have to be there.
-void AgentBridge::Impl::pause(Slot& slot, VcpuId vcpu, std::vector<VcpuId> waits) {
-  slot.waits = std::move(waits);
-  ask(PauseVcpu{vcpu}, [this, &slot](const CommandReply& reply) {
+void AgentBridge::Impl::run(Slot& slot, const kvmi1::PauseVcpu& command) {
+  const OpenEvent* open = open_at(command.vcpu);
+  if (command.wait && (open == nullptr || !open->awaited)) slot.waits.push_back(command.vcpu);
+  ask(PauseVcpu{command.vcpu}, [this, &slot, vcpu = command.vcpu](const CommandReply& reply) {
     if (reply.error != ErrorCode::None) return finish(slot, reply.error);
     if (off_) return finish(slot, ErrorCode::NotSupported);
     slot.confirmed = true;
-    if (slot.waits.empty()) finish(slot, 0);
+    if (slot.waits.empty()) return finish(slot, 0);
+    probe(slot, vcpu);
+  });
+}
+
+/// A vCPU that the guest has not started stops when it starts, which may be never. The kernel does not wait for it, and
+/// neither is anything waited for here that such a vCPU has to do: it says so when it is asked for its registers.
+void AgentBridge::Impl::probe(Slot& slot, VcpuId vcpu) {
+  if (!rights.commands.has(CommandId::GetRegisters)) return;
+  slot.ticket = ++last_ticket_;
+  ask(GetRegisters{vcpu, {}}, [this, ticket = slot.ticket](const CommandReply& reply) {
+    if (reply.error == ErrorCode::None) return;
+    const auto waiting = std::find_if(slots_.begin(), slots_.end(), [&](const Slot& other) {
+      return other.ticket == ticket && !other.done;
+    });
+    if (waiting != slots_.end()) finish(*waiting, 0);
   });
 }
 

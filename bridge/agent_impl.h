@@ -67,6 +67,7 @@ class AgentBridge::Impl {
     bool done = false;
     bool confirmed = false;              ///< a pause: the core has said yes
     std::vector<VcpuId> waits;           ///< a pause: vCPUs that have not stopped yet
+    std::uint32_t ticket = 0;            ///< a pause: finds the slot again, if it is still there
     ByteBuffer bytes{};                  ///< the reply, while those before it have not left
   };
   /// A command that was given to the core.
@@ -158,7 +159,7 @@ class AgentBridge::Impl {
   void run(Slot& slot, const kvmi1::SwitchEptView& command);
   void subscribe(Slot& slot, VcpuId vcpu, EventKind kind, bool enable);
   void inject(Slot& slot, const InjectException& exception, std::shared_ptr<Step> step);
-  void pause(Slot& slot, VcpuId vcpu, std::vector<VcpuId> waits);
+  void probe(Slot& slot, VcpuId vcpu);
   [[nodiscard]] std::int32_t refusal_of_view(std::uint16_t view) const;
   /// Commands that KVMI 2 has nothing for: served() refuses them before.
   void run(Slot& slot, const auto&) { finish(slot, ErrorCode::NotSupported); }
@@ -238,6 +239,7 @@ class AgentBridge::Impl {
   std::unordered_map<std::uint32_t, Ask> asks_;
   std::size_t changes_open_ = 0;
   std::uint32_t last_ask_ = 0;
+  std::uint32_t last_ticket_ = 0;
   std::deque<Command> chores_;                ///< what nobody waits for, until there is room
   std::uint32_t vcpu_count_ = 0;              ///< 0: not known yet
   bool off_ = false;
