@@ -2,6 +2,7 @@
 //
 // v12: what a hypervisor sends. Padding in its events is what lay on the kernel's stack, and is not looked at.
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
@@ -242,8 +243,9 @@ class EventWriter {
                               .address = d.vector == kPageFaultVector ? d.address : event_.sregs.cr2});
   }
   void operator()(const XsetbvData& d) {
-    w_.put(v12::VcpuEventXsetbv{
-        .xcr = wire_count<std::uint8_t>(d.xcr), .padding = {}, .old_value = d.old_value, .new_value = d.new_value});
+    // Whatever a hypervisor says: no register there is has so high a number.
+    const auto xcr = static_cast<std::uint8_t>(std::min<std::uint32_t>(d.xcr, 0xff));
+    w_.put(v12::VcpuEventXsetbv{.xcr = xcr, .padding = {}, .old_value = d.old_value, .new_value = d.new_value});
   }
   void operator()(const DescriptorData& d) {
     w_.put(v12::VcpuEventDescriptor{.descriptor = d.descriptor, .write = d.write, .padding = {}});

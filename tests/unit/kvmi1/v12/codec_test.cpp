@@ -474,6 +474,14 @@ TEST_CASE("a longer common part of a v12 event is skipped", "[kvmi1][v12]") {
   REQUIRE(equal(*decoded, Upward{message}));
 }
 
+TEST_CASE("an XCR that v12 has no room for is told as the highest", "[kvmi1][v12]") {
+  auto message = sample(EventKind::Xsetbv);
+  std::get<XsetbvData>(message.event.data).xcr = 0x12345;
+  const auto decoded = up(written(of_v12(), message).whole());
+  REQUIRE(decoded);
+  REQUIRE(std::get<XsetbvData>(std::get<EventMessage>(*decoded).event.data).xcr == 0xff);
+}
+
 TEST_CASE("v12 announces its largest message even where the reply leaves it open", "[kvmi1][v12]") {
   const auto frame = written(of_v12(), Reply{.id = 2, .body = GetVersionReply{}}).whole();
   REQUIRE(std::get<GetVersionReply>(std::get<Reply>(*up(frame)).body).max_message == 8184);
