@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstddef>
-#include <deque>
 #include <utility>
 #include <vector>
 
@@ -21,24 +20,36 @@ struct Passed {
   std::vector<std::byte> bytes{};
 };
 
-/// What waits to be taken, oldest first.
+/// What waits to be taken, oldest first. Warm, it allocates nothing: places are used again once all are taken.
 template <class Message>
 class PassedQueue {
  public:
-  void push(Seq seq, Message message, std::vector<std::byte> bytes = {}) {
-    items_.push_back(Passed<Message>{seq, std::move(message), std::move(bytes)});
+  template <class M>
+  void push(Seq seq, M&& message, std::vector<std::byte> bytes = {}) {
+    items_.emplace_back(seq, std::forward<M>(message), std::move(bytes));
   }
-  [[nodiscard]] bool empty() const { return items_.empty(); }
+  [[nodiscard]] bool empty() const { return taken_ == items_.size(); }
   /// REQUIRES: !empty().
   Passed<Message> take() {
-    Passed<Message> item = std::move(items_.front());
-    items_.pop_front();
+    Passed<Message> item = std::move(items_[taken_++]);
+    if (empty()) clear();
+    else if (taken_ == kCompactAt) compact();
     return item;
   }
-  void clear() { items_.clear(); }
+  void clear() {
+    items_.clear();
+    taken_ = 0;
+  }
 
  private:
-  std::deque<Passed<Message>> items_;
+  static constexpr std::size_t kCompactAt = 64;
+  /// A queue that is never empty must not grow for ever.
+  void compact() {
+    items_.erase(items_.begin(), items_.begin() + static_cast<std::ptrdiff_t>(taken_));
+    taken_ = 0;
+  }
+  std::vector<Passed<Message>> items_;
+  std::size_t taken_ = 0;
 };
 
 }  // namespace kvmid::bridge
