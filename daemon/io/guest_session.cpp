@@ -28,10 +28,11 @@ void limit(core::Grant& grant, const DialedArrival& dialed) {
 }
 
 /// Larger than any cookie of the guest's former lives, here or under another kvmid: nobody makes a change in each
-/// nanosecond. After a clock was set back it is less, but by far more than what those lives counted.
+/// microsecond. After a clock was set back it is less, but by far more than what those lives counted. Not nanoseconds:
+/// cookies are told in JSON too, where many programs take numbers for doubles, which are exact up to 2^53.
 std::uint64_t cookie_seed() {
   const auto now = std::chrono::system_clock::now().time_since_epoch();
-  return static_cast<std::uint64_t>(std::chrono::nanoseconds(now).count());
+  return static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(now).count());
 }
 }
 

@@ -267,4 +267,29 @@ TEST_CASE("when kvmid is killed with -9 the hypervisor takes everything off", "[
   held.check_memory();
 }
 
+TEST_CASE("cookies of a kvmid that was killed are stale for the next one", "[integration][many]") {
+  constexpr Gpa kPlace{0x600000};
+  ManyScene scene;
+  std::uint64_t old = 0;
+  {
+    AgentClient agent = scene.attach("before");
+    old = check(agent.read_physical(kPlace, 8)).cookie;
+    scene.daemon.kill();
+  }
+  scene.daemon.restart();
+  scene.guest.wait_online();
+  AgentClient agent = scene.attach("after");
+  // As many changes as it takes for cookies that begin at 1 to come by; none does.
+  const std::uint64_t first = check(agent.read_physical(kPlace, 8)).cookie;
+  CHECK(first > old);
+  CHECK(first < std::uint64_t{1} << 53U);  // exact where JSON numbers are doubles
+  for (unsigned value = 1; value < 20; ++value) {
+    std::uint64_t cookie = old;
+    const auto stale = agent.write_if_unchanged(kPlace, bytes_of_values({value}), cookie);
+    REQUIRE_FALSE(stale);
+    CHECK(stale.error().code == ErrorCode::Stale);
+    check(agent.write_if_unchanged(kPlace, bytes_of_values({value}), cookie));
+  }
+}
+
 }  // namespace kvmid::test
