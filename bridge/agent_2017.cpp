@@ -81,9 +81,8 @@ void AgentBridge::Impl::run(Slot& slot, const kvmi1::SetEvents& command) {
 }
 
 std::optional<VcpuId> AgentBridge::Impl::vcpu_with(Seq event_seq) const {
-  const auto found = std::find_if(vcpus_.begin(), vcpus_.end(), [&](const Vcpu& vcpu) {
-    return vcpu.open && vcpu.open->seq == event_seq;
-  });
+  const auto found = std::find_if(vcpus_.begin(), vcpus_.end(),
+                                  [&](const Vcpu& vcpu) { return vcpu.open && vcpu.open->seq == event_seq; });
   if (found == vcpus_.end()) return std::nullopt;
   return VcpuId{static_cast<std::uint16_t>(found - vcpus_.begin())};
 }
@@ -105,7 +104,8 @@ void AgentBridge::Impl::answer_2017(VcpuId vcpu, const OpenEvent& open, const kv
     case EventKind::PageFault:
       // Without ALLOW the RFC hands the fault to the host's own handler, after which the access is tried again.
       return answer_core(vcpu, open, allow && !no_emulation ? Action::Allow : Action::Retry);
-    default: return answer_core(vcpu, open, Action::Allow);
+    default:
+      return answer_core(vcpu, open, Action::Allow);
   }
 }
 

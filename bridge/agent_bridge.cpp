@@ -23,8 +23,10 @@ bool changes_something(const Command& command) {
     case CommandId::ControlCr:
     case CommandId::ControlMsr:
     case CommandId::ControlSinglestep:
-    case CommandId::SetXsave: return true;
-    default: return false;
+    case CommandId::SetXsave:
+      return true;
+    default:
+      return false;
   }
 }
 
@@ -89,7 +91,8 @@ void AgentBridge::Impl::pump() {
   }
 }
 
-/// The bytes of the frame under way, where the bridge keeps them: a message whose views point into them takes them along.
+/// The bytes of the frame under way, where the bridge keeps them: a message whose views point into them takes them
+/// along.
 std::vector<std::byte> AgentBridge::Impl::keep() {
   if (source_ == nullptr) return {};
   return std::exchange(*source_, {});
@@ -198,7 +201,8 @@ void AgentBridge::Impl::ask(Command command, Then then, std::vector<std::byte> b
 }
 
 void AgentBridge::Impl::ask_and_finish(Slot& slot, Command command, std::vector<std::byte> bytes) {
-  ask(std::move(command), [this, &slot](const CommandReply& reply) { finish(slot, reply.error); }, std::move(bytes));
+  ask(
+      std::move(command), [this, &slot](const CommandReply& reply) { finish(slot, reply.error); }, std::move(bytes));
 }
 
 void AgentBridge::Impl::deliver(const CommandReply& reply, Seq seq, ByteBuffer& wire) {

@@ -17,11 +17,13 @@ constexpr std::uint16_t kCommandErrorEvent7 = 12, kViews7 = 3;
 bool tracks_msr(kvmi1::DialectId dialect, std::uint32_t msr) {
   switch (dialect) {
     case kvmi1::DialectId::V6:
-    case kvmi1::DialectId::V7: return msr < 0x1fff || (msr > 0xc0000000 && msr < 0xc0001fff);
+    case kvmi1::DialectId::V7:
+      return msr < 0x1fff || (msr > 0xc0000000 && msr < 0xc0001fff);
     case kvmi1::DialectId::Rfc2017:
       if (msr >= 0x40000000 && msr <= 0x40001fff) return true;
       [[fallthrough]];
-    case kvmi1::DialectId::V12: break;
+    case kvmi1::DialectId::V12:
+      break;
   }
   return msr <= 0x1fff || (msr >= 0xc0000000 && msr <= 0xc0001fff);
 }
@@ -92,9 +94,8 @@ void AgentBridge::Impl::probe(Slot& slot, VcpuId vcpu) {
   slot.ticket = ++last_ticket_;
   ask(GetRegisters{vcpu, {}}, [this, ticket = slot.ticket](const CommandReply& reply) {
     if (reply.error == ErrorCode::None) return;
-    const auto waiting = std::find_if(slots_.begin(), slots_.end(), [&](const Slot& other) {
-      return other.ticket == ticket && !other.done;
-    });
+    const auto waiting = std::find_if(slots_.begin(), slots_.end(),
+                                      [&](const Slot& other) { return other.ticket == ticket && !other.done; });
     if (waiting != slots_.end()) finish(*waiting, 0);
   });
 }
@@ -175,14 +176,15 @@ void AgentBridge::Impl::run(Slot& slot, const kvmi1::ControlSinglestep& command)
   const bool enable = command.enable;
   auto held = std::make_shared<Step>(*this);
   const Command& first = enable ? subscription : step;
-  ask(first, [this, &slot, vcpu, enable, held, second = enable ? step : subscription](const CommandReply& reply) mutable {
-    if (reply.error != ErrorCode::None) return finish(slot, reply.error);
-    held.reset();
-    ask(second, [this, &slot, vcpu, enable](const CommandReply& last) {
-      if (last.error == ErrorCode::None) at(vcpu).steps = enable;
-      finish(slot, last.error);
-    });
-  });
+  ask(first,
+      [this, &slot, vcpu, enable, held, second = enable ? step : subscription](const CommandReply& reply) mutable {
+        if (reply.error != ErrorCode::None) return finish(slot, reply.error);
+        held.reset();
+        ask(second, [this, &slot, vcpu, enable](const CommandReply& last) {
+          if (last.error == ErrorCode::None) at(vcpu).steps = enable;
+          finish(slot, last.error);
+        });
+      });
 }
 
 // ---- exceptions ----

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // Events: what the tool is told, and what its replies become.
 //
-// Events have sequence numbers of this connection: several pauses share one stop of the core, and are events of their own
-// to a tool. A tool cannot know that its time has run out: a reply to an event that was told is legal once, however late.
+// Events have sequence numbers of this connection: several pauses share one stop of the core, and are events of their
+// own to a tool. A tool cannot know that its time has run out: a reply to an event that was told is legal once, however
+// late.
+#include <algorithm>
 #include <memory>
 #include <utility>
 
@@ -82,6 +84,7 @@ void AgentBridge::Impl::deliver(const Event& event, Seq seq, ByteBuffer& wire) {
 }
 
 void AgentBridge::Impl::tell(const Event& event, Seq core_seq) {
+  if (vcpu_count_ != 0) vcpu_count_ = std::max<std::uint32_t>(vcpu_count_, event.vcpu.value + 1U);  // a new one
   Vcpu& vcpu = at(event.vcpu);
   if (vcpu.open) {
     ended_.emplace(vcpu.open->seq.value, event.vcpu);

@@ -5,9 +5,11 @@
 ///
 /// Purpose:  one tool's connection as a machine: frames in order, commands of KVMI 2 out, replies in order.
 /// Shapes:   a command of the tool has a Slot from when it is served until its reply has left. What it asks of the core
-///           goes through ask(); the continuation finishes the slot, or asks the next thing. A command that asks several
-///           things, one after another, holds the frames behind it back until its last one is on its way (a Step does).
-/// Order:    replies leave in the order of the commands. An event reply waits until the changes that were asked for before
+///           goes through ask(); the continuation finishes the slot, or asks the next thing. A command that asks
+///           several things, one after another, holds the frames behind it back until its last one is on its way (a
+///           Step does).
+/// Order:    replies leave in the order of the commands. An event reply waits until the changes that were asked for
+/// before
 ///           it are answered: a tool that lifts a restriction and lets the vCPU go in one write means that order.
 /// Threads:  none.
 /// Source:   docs/decisions/0008-older-dialects.md
@@ -62,13 +64,13 @@ class AgentBridge::Impl {
     std::uint16_t id = 0;
     Seq seq;
     std::optional<kvmi1::CommandKind> kind;
-    bool answers = true;       ///< replies were on when it came
-    bool tells_errors = false; ///< v7: errors become CMD_ERROR events
+    bool answers = true;        ///< replies were on when it came
+    bool tells_errors = false;  ///< v7: errors become CMD_ERROR events
     bool done = false;
-    bool confirmed = false;              ///< a pause: the core has said yes
-    std::vector<VcpuId> waits;           ///< a pause: vCPUs that have not stopped yet
-    std::uint32_t ticket = 0;            ///< a pause: finds the slot again, if it is still there
-    ByteBuffer bytes{};                  ///< the reply, while those before it have not left
+    bool confirmed = false;     ///< a pause: the core has said yes
+    std::vector<VcpuId> waits;  ///< a pause: vCPUs that have not stopped yet
+    std::uint32_t ticket = 0;   ///< a pause: finds the slot again, if it is still there
+    ByteBuffer bytes{};         ///< the reply, while those before it have not left
   };
   /// A command that was given to the core.
   struct Ask {
@@ -77,7 +79,7 @@ class AgentBridge::Impl {
   };
   /// An event that the tool was told of and has not answered.
   struct OpenEvent {
-    Seq seq;       ///< as the tool knows it
+    Seq seq;  ///< as the tool knows it
     Seq core_seq;
     EventKind kind{};
     ActionSet actions;
@@ -86,15 +88,15 @@ class AgentBridge::Impl {
   };
   struct Vcpu {
     std::optional<OpenEvent> open;
-    std::uint32_t pauses_behind = 0;     ///< more PAUSE events of the same stop: told one after another
-    std::unique_ptr<Event> pause;        ///< what they say
-    Seq pause_seq;                       ///< of the core
+    std::uint32_t pauses_behind = 0;  ///< more PAUSE events of the same stop: told one after another
+    std::unique_ptr<Event> pause;     ///< what they say
+    Seq pause_seq;                    ///< of the core
     bool pauses_awaited = false;
-    std::uint32_t injections = 0;        ///< own ones whose TRAP has not been told
-    bool trap_on = false;                ///< subscribed to TRAP for them
-    bool traps_wanted = false;           ///< rfc2017: the tool subscribed to every TRAP
-    bool steps = false;                  ///< single-stepped by the tool
-    std::uint32_t guest_pauses = 0;      ///< rfc2017: PAUSE events that UNPAUSE_GUEST answers
+    std::uint32_t injections = 0;    ///< own ones whose TRAP has not been told
+    bool trap_on = false;            ///< subscribed to TRAP for them
+    bool traps_wanted = false;       ///< rfc2017: the tool subscribed to every TRAP
+    bool steps = false;              ///< single-stepped by the tool
+    std::uint32_t guest_pauses = 0;  ///< rfc2017: PAUSE events that UNPAUSE_GUEST answers
     Seq guest_pause_seq;
   };
   /// A command of several asks: as long as it lives the frames behind it wait.
@@ -233,15 +235,15 @@ class AgentBridge::Impl {
   std::deque<Slot> slots_;                    ///< oldest first; pushing and popping leaves the others where they are
   std::size_t held_bytes_ = 0;
   unsigned steps_ = 0;
-  ByteBuffer* wire_ = nullptr;                ///< of the call under way
+  ByteBuffer* wire_ = nullptr;  ///< of the call under way
 
   // the core
   std::unordered_map<std::uint32_t, Ask> asks_;
   std::size_t changes_open_ = 0;
   std::uint32_t last_ask_ = 0;
   std::uint32_t last_ticket_ = 0;
-  std::deque<Command> chores_;                ///< what nobody waits for, until there is room
-  std::uint32_t vcpu_count_ = 0;              ///< 0: not known yet
+  std::deque<Command> chores_;    ///< what nobody waits for, until there is room
+  std::uint32_t vcpu_count_ = 0;  ///< 0: not known yet
   bool off_ = false;
 
   // the tool
@@ -249,12 +251,12 @@ class AgentBridge::Impl {
   bool error_events_ = false;
   bool unhook_wanted_ = false;
   bool unhook_told_ = false;
-  EventSet observed_;                         ///< kinds that the tool may only observe since it was silent
-  std::set<std::uint64_t> patches_;           ///< GPAs of the tool's own 0xCC bytes
+  EventSet observed_;                ///< kinds that the tool may only observe since it was silent
+  std::set<std::uint64_t> patches_;  ///< GPAs of the tool's own 0xCC bytes
   std::vector<Vcpu> vcpus_;
-  std::map<std::uint32_t, VcpuId> ended_;     ///< events that the tool may still answer, without effect
+  std::map<std::uint32_t, VcpuId> ended_;  ///< events that the tool may still answer, without effect
   std::uint32_t last_event_ = 0;
-  unsigned guest_pauses_ = 0;                 ///< rfc2017: PAUSE_GUEST without UNPAUSE_GUEST
+  unsigned guest_pauses_ = 0;  ///< rfc2017: PAUSE_GUEST without UNPAUSE_GUEST
 };
 
 }  // namespace kvmid::bridge

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// Commands of a tool about guest memory. One 0xCC byte that a tool writes is its breakpoint: a patch, which goes when the
-// tool does and which only its own reads show.
+// Commands of a tool about guest memory. One 0xCC byte that a tool writes is its breakpoint: a patch, which goes when
+// the tool does and which only its own reads show.
 #include <cstring>
 #include <memory>
 #include <utility>
@@ -160,8 +160,8 @@ void AgentBridge::Impl::run(Slot& slot, const kvmi1::GetNextAvailableGfn&) {
 
 // ---- page rights ----
 
-/// These dialects try every page of a list and tell the first error; KVMI 2 takes all or none. So a list that was refused
-/// is tried again page by page.
+/// These dialects try every page of a list and tell the first error; KVMI 2 takes all or none. So a list that was
+/// refused is tried again page by page.
 struct AgentBridge::Impl::PageByPage {
   std::unique_ptr<Step> step;
   std::vector<kvmi_page_access_entry> runs;

@@ -28,40 +28,61 @@ Need need_of(kvmi1::CommandKind kind) {
     case kind_of<kvmi1::ControlCleanup>:
     case kind_of<kvmi1::ControlCmdResponse>:
     case kind_of<kvmi1::GetEptView>:
-    case kind_of<kvmi1::SwitchEptView>: return {};
+    case kind_of<kvmi1::SwitchEptView>:
+      return {};
     case kind_of<kvmi1::PauseVcpu>:
     case kind_of<kvmi1::PauseGuest>:
-    case kind_of<kvmi1::UnpauseGuest>: return {.command = CommandId::PauseVcpu};
+    case kind_of<kvmi1::UnpauseGuest>:
+      return {.command = CommandId::PauseVcpu};
     case kind_of<kvmi1::ControlEvents>:
-    case kind_of<kvmi1::SetEvents>: return {.command = CommandId::ControlEvents};
+    case kind_of<kvmi1::SetEvents>:
+      return {.command = CommandId::ControlEvents};
     case kind_of<kvmi1::ControlCr>:
-    case kind_of<kvmi1::ControlGuestCr>: return {.command = CommandId::ControlCr};
+    case kind_of<kvmi1::ControlGuestCr>:
+      return {.command = CommandId::ControlCr};
     case kind_of<kvmi1::ControlMsr>:
-    case kind_of<kvmi1::ControlGuestMsr>: return {.command = CommandId::ControlMsr};
+    case kind_of<kvmi1::ControlGuestMsr>:
+      return {.command = CommandId::ControlMsr};
     case kind_of<kvmi1::GetRegisters>:
     case kind_of<kvmi1::GetMtrrType>:
-    case kind_of<kvmi1::GetMtrrs>: return {.command = CommandId::GetRegisters};
-    case kind_of<kvmi1::SetRegisters>: return {.command = CommandId::SetRegisters};
+    case kind_of<kvmi1::GetMtrrs>:
+      return {.command = CommandId::GetRegisters};
+    case kind_of<kvmi1::SetRegisters>:
+      return {.command = CommandId::SetRegisters};
     case kind_of<kvmi1::GetCpuid>:
-    case kind_of<kvmi1::GetXsaveInfo>: return {.command = CommandId::GetCpuid};
-    case kind_of<kvmi1::GetXsave>: return {.command = CommandId::GetXsave};
-    case kind_of<kvmi1::SetXsave>: return {.command = CommandId::SetXsave};
-    case kind_of<kvmi1::GetXcr>: return {.command = CommandId::GetXcr};
-    case kind_of<kvmi1::ReadPhysical>: return {.command = CommandId::ReadPhysical};
-    case kind_of<kvmi1::WritePhysical>: return {.command = CommandId::WritePhysical};
+    case kind_of<kvmi1::GetXsaveInfo>:
+      return {.command = CommandId::GetCpuid};
+    case kind_of<kvmi1::GetXsave>:
+      return {.command = CommandId::GetXsave};
+    case kind_of<kvmi1::SetXsave>:
+      return {.command = CommandId::SetXsave};
+    case kind_of<kvmi1::GetXcr>:
+      return {.command = CommandId::GetXcr};
+    case kind_of<kvmi1::ReadPhysical>:
+      return {.command = CommandId::ReadPhysical};
+    case kind_of<kvmi1::WritePhysical>:
+      return {.command = CommandId::WritePhysical};
     case kind_of<kvmi1::QueryPhysical>:
-    case kind_of<kvmi1::GetNextAvailableGfn>: return {.command = CommandId::GetMemoryMap};
+    case kind_of<kvmi1::GetNextAvailableGfn>:
+      return {.command = CommandId::GetMemoryMap};
     case kind_of<kvmi1::InjectException>:
     case kind_of<kvmi1::InjectPageFault>:
-    case kind_of<kvmi1::InjectBreakpoint>: return {.command = CommandId::InjectException};
+    case kind_of<kvmi1::InjectBreakpoint>:
+      return {.command = CommandId::InjectException};
     case kind_of<kvmi1::GetPageAccess>:
-    case kind_of<kvmi1::GetVcpuPageAccess>: return {.command = CommandId::GetPageAccess};
+    case kind_of<kvmi1::GetVcpuPageAccess>:
+      return {.command = CommandId::GetPageAccess};
     case kind_of<kvmi1::SetPageAccess>:
-    case kind_of<kvmi1::SetVcpuPageAccess>: return {.command = CommandId::SetPageAccess};
-    case kind_of<kvmi1::TranslateGva>: return {.command = CommandId::TranslateGva};
-    case kind_of<kvmi1::ControlSinglestep>: return {.command = CommandId::ControlSinglestep};
-    case kind_of<kvmi1::ShutdownGuest>: return {.command = CommandId::ShutdownGuest};
-    default: return {.nothing_does = true};  // views, SPP, #VE, gfns that change, map tokens, mapped pages
+    case kind_of<kvmi1::SetVcpuPageAccess>:
+      return {.command = CommandId::SetPageAccess};
+    case kind_of<kvmi1::TranslateGva>:
+      return {.command = CommandId::TranslateGva};
+    case kind_of<kvmi1::ControlSinglestep>:
+      return {.command = CommandId::ControlSinglestep};
+    case kind_of<kvmi1::ShutdownGuest>:
+      return {.command = CommandId::ShutdownGuest};
+    default:
+      return {.nothing_does = true};  // views, SPP, #VE, gfns that change, map tokens, mapped pages
   }
 }
 

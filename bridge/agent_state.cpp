@@ -6,8 +6,8 @@
 #include <memory>
 #include <utility>
 
-#include "arch/x86/mtrr.h"
 #include "arch/x86/msrs.h"
+#include "arch/x86/mtrr.h"
 #include "bridge/agent_impl.h"
 
 namespace kvmid::bridge {
@@ -201,10 +201,10 @@ void AgentBridge::Impl::run(Slot& slot, const kvmi1::GetMtrrType& command) {
                 ranges.push_back(x86::msr::kMtrrPhysMask0 + 2 * i);
               }
               if (ranges.empty() || !x86::mtrrs_enabled(mtrrs.def_type)) return answer(x86::memory_type(mtrrs, gpa));
-              read_msrs(vcpu, ranges, [with_ranges, gpa, mtrrs](const CommandReply& last,
-                                                                const WireArray<kvmi_x86_msr>& values) {
-                with_ranges(gpa, mtrrs, last, values);
-              });
+              read_msrs(vcpu, ranges,
+                        [with_ranges, gpa, mtrrs](const CommandReply& last, const WireArray<kvmi_x86_msr>& values) {
+                          with_ranges(gpa, mtrrs, last, values);
+                        });
             });
 }
 

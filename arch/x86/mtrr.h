@@ -54,8 +54,8 @@ struct Mtrrs {
 [[nodiscard]] constexpr bool mtrrs_enabled(std::uint64_t def_type) { return (def_type & 0x800U) != 0; }
 [[nodiscard]] constexpr bool fixed_mtrrs_enabled(std::uint64_t def_type) { return (def_type & 0x400U) != 0; }
 
-/// The type of the memory at `gpa`. Where types overlap whose combination the manual leaves undefined: write-back, as KVM
-/// takes it.
+/// The type of the memory at `gpa`. Where types overlap whose combination the manual leaves undefined: write-back, as
+/// KVM takes it.
 [[nodiscard]] MemoryType memory_type(const Mtrrs& mtrrs, Gpa gpa);
 
 }  // namespace kvmid::x86

@@ -70,11 +70,16 @@ TEST_CASE("what rights do not give is EPERM, before the payload is looked at", "
 
 TEST_CASE("what KVMI 2 has nothing for is unsupported", "[agent]") {
   Rig rig(DialectId::V7);
-  const std::vector<kvmi1::Command> none = {
-      kvmi1::GetMapToken{},        kvmi1::ControlSpp{true},       kvmi1::CreateEptView{},
-      kvmi1::DestroyEptView{1},    kvmi1::SetVeInfoPage{kVcpu0, Gpa{}, false},  kvmi1::DisableVe{kVcpu0},
-      kvmi1::ControlEptView{kVcpu0, 1, true}, kvmi1::AllocGfn{kVcpu0, Gfn{5}}, kvmi1::FreeGfn{kVcpu0, Gfn{5}},
-      kvmi1::ChangeGfn{kVcpu0, std::uint16_t{0}, Gfn{1}, Gfn{2}}};
+  const std::vector<kvmi1::Command> none = {kvmi1::GetMapToken{},
+                                            kvmi1::ControlSpp{true},
+                                            kvmi1::CreateEptView{},
+                                            kvmi1::DestroyEptView{1},
+                                            kvmi1::SetVeInfoPage{kVcpu0, Gpa{}, false},
+                                            kvmi1::DisableVe{kVcpu0},
+                                            kvmi1::ControlEptView{kVcpu0, 1, true},
+                                            kvmi1::AllocGfn{kVcpu0, Gfn{5}},
+                                            kvmi1::FreeGfn{kVcpu0, Gfn{5}},
+                                            kvmi1::ChangeGfn{kVcpu0, std::uint16_t{0}, Gfn{1}, Gfn{2}}};
   for (const auto& command : none) {
     INFO(kvmi1::name_of(kvmi1::kind_of_command(command)));
     const auto seq = rig.send(command);
@@ -92,8 +97,8 @@ TEST_CASE("CHECK_COMMAND and CHECK_EVENT answer as each dialect does", "[agent]"
     return rig.error_of(seq);
   };
   CHECK(command(DialectId::V7, 13) == 0);
-  CHECK(command(DialectId::V7, 0) == 0);        // event replies are always allowed
-  CHECK(command(DialectId::V7, 1) == kEperm);   // unknown, and below the limit
+  CHECK(command(DialectId::V7, 0) == 0);       // event replies are always allowed
+  CHECK(command(DialectId::V7, 1) == kEperm);  // unknown, and below the limit
   CHECK(command(DialectId::V7, 63) == 0);
   CHECK(command(DialectId::V7, 64) == kEinval);
   CHECK(command(DialectId::V7, 10, without(CommandId::ControlCr)) == kEperm);

@@ -10,9 +10,7 @@ using kvmid::bridge::ToolRights;
 
 namespace {
 
-Event cr_event(VcpuId vcpu = kVcpu0) {
-  return event_with(CrData{4, 0x10, 0x30}, vcpu, {Action::Skip, Action::Retry});
-}
+Event cr_event(VcpuId vcpu = kVcpu0) { return event_with(CrData{4, 0x10, 0x30}, vcpu, {Action::Skip, Action::Retry}); }
 Event fault_event(VcpuId vcpu = kVcpu0) {
   PageFaultData fault;
   fault.gpa = Gpa{0x5000};
@@ -109,10 +107,11 @@ TEST_CASE("an action that the dialect's event does not take: v12 closes, v7 refu
   }
 }
 
-TEST_CASE("the data of a page fault's reply cannot be carried: v7 continues without, v12 refuses the length", "[agent]") {
+TEST_CASE("the data of a page fault's reply cannot be carried: v7 continues without, v12 refuses the length",
+          "[agent]") {
   std::vector<std::byte> tail(272, std::byte{0});
-  tail[0] = std::byte{0x40};   // ctx_addr
-  tail[8] = std::byte{8};      // ctx_size
+  tail[0] = std::byte{0x40};  // ctx_addr
+  tail[8] = std::byte{8};     // ctx_size
   Rig v7(DialectId::V7);
   v7.raise(fault_event(), 3);
   CHECK(v7.reply(1, kVcpu0, kvmi1::kContinue, tail) == "");
@@ -353,6 +352,35 @@ TEST_CASE("a hypervisor process lets its guest go: its UNHOOK event is the tool'
   Rig unwanted(DialectId::V7);
   unwanted.raise(unhook, 5);
   CHECK(unwanted.bridge.broken());
+}
+
+TEST_CASE("between UNHOOK and the tool's closing a hypervisor process serves on", "[agent]") {
+  Rig rig(DialectId::V7, every_right(), true);
+  CHECK(rig.error_of(rig.send(kvmi1::ControlVmEvents{0, true})) == 0);
+  rig.raise(cr_event(), 5);
+  rig.told();
+  CHECK(rig.bridge.guest_off(OffReason::Suspend, rig.wire));
+  CHECK(rig.told_one().payload.size() == 544);
+  const auto data = bytes_of({0x90});
+  const auto seq = rig.send(kvmi1::WritePhysical{Gpa{0x1000}, data});
+  rig.serve<WritePhysical>(WritePhysicalReply{1});
+  CHECK(rig.error_of(seq) == 0);
+  CHECK(rig.reply(1, kVcpu0, kvmi1::kContinue, value(0x30)) == "");
+  CHECK(reply_of(rig, 5).action == Action::Allow);
+  rig.raise(cr_event(kVcpu1), 6);
+  CHECK(rig.reply(rig.told_one().seq.value, kVcpu1, kvmi1::kContinue, value(0x30)) == "");
+  CHECK(reply_of(rig, 6).action == Action::Allow);
+}
+
+TEST_CASE("a vCPU that came later exists", "[agent]") {
+  Rig rig(DialectId::V7);
+  CHECK(rig.error_of(rig.send(kvmi1::GetXcr{VcpuId{2}, 0})) == kEinval);
+  rig.raise(event_with(CreateVcpuData{}, VcpuId{2}), 5);
+  rig.told();
+  rig.send(kvmi1::GetXcr{VcpuId{2}, 0});
+  CHECK(rig.serve<GetXcr>(GetXcrReply{1}).vcpu == VcpuId{2});
+  CHECK(rig.reply(1, VcpuId{2}, kvmi1::kContinue) == "");
+  CHECK(reply_of(rig, 5).vcpu == VcpuId{2});
 }
 
 TEST_CASE("a tool that was silent observes that kind of event from then on", "[agent]") {

@@ -157,7 +157,7 @@ TEST_CASE("what comes behind a breakpoint waits until it is there", "[agent]") {
 }
 
 TEST_CASE("a hypervisor process takes 0xCC as a byte like any other", "[agent]") {
-  Rig rig(DialectId::V7, every_right(), false);
+  Rig rig(DialectId::V7, every_right(), true);
   const auto cc = bytes_of({0xcc});
   rig.send(kvmi1::WritePhysical{Gpa{0x3010}, cc});
   CHECK(rig.serve<WritePhysical>(WritePhysicalReply{1}).flags == 0);

@@ -13,9 +13,7 @@ using kvmid::bridge::ToolRights;
 
 namespace {
 
-Event cr_event(VcpuId vcpu = kVcpu0) {
-  return event_with(CrData{4, 0x10, 0x30}, vcpu, {Action::Skip, Action::Retry});
-}
+Event cr_event(VcpuId vcpu = kVcpu0) { return event_with(CrData{4, 0x10, 0x30}, vcpu, {Action::Skip, Action::Retry}); }
 
 constexpr kvmi1::ControlCmdResponse kP{false, true, false}, kS1{true, true, false}, kS0{true, false, false};
 
@@ -418,7 +416,8 @@ TEST_CASE("random frames and random answers: replies in order, and no more than 
         const auto what = random() % 6;
         if (what < 3) {
           std::vector<std::byte> payload(random() % 40);
-          for (std::byte& byte : payload) byte = random() % 3 == 0 ? static_cast<std::byte>(random() % 9) : std::byte{0};
+          for (std::byte& byte : payload)
+            byte = random() % 3 == 0 ? static_cast<std::byte>(random() % 9) : std::byte{0};
           auto id = static_cast<std::uint16_t>(random() % 66);
           if (id == rig.codec.event_reply_id()) id = 2;
           if (!rig.send_raw(id, ++sent, payload).empty()) break;

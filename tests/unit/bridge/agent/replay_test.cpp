@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //
-// What real tools said, as it was recorded, said again to the bridge. Behind it stands a core that does what it is asked,
-// or refuses it as the recorded hypervisor did. Every command must get the reply that was recorded: its id, its number,
-// its error; and where the hypervisor closed, the bridge must say so. What KVMI 2 does otherwise is named below.
+// What real tools said, as it was recorded, said again to the bridge. Behind it stands a core that does what it is
+// asked, or refuses it as the recorded hypervisor did. Every command must get the reply that was recorded: its id, its
+// number, its error; and where the hypervisor closed, the bridge must say so. What KVMI 2 does otherwise is named
+// below.
 
 #include <fstream>
 #include <map>
@@ -22,9 +23,9 @@ namespace {
 
 struct Exception {
   std::string capture;
-  std::string what;           ///< "" matches every command
+  std::string what;                      ///< "" matches every command
   std::optional<std::int32_t> recorded;  ///< the error that was recorded; none: any
-  std::int32_t here = 0;      ///< the one that this bridge gives
+  std::int32_t here = 0;                 ///< the one that this bridge gives
   std::string why;
 };
 
@@ -46,15 +47,16 @@ const std::vector<Exception> kExceptions = {
 };
 
 /// Commands of v7 that KVMI 2 has nothing for: always unsupported.
-const std::set<std::string> kNothingDoes = {
-    "CMD GET_MAP_TOKEN",   "CMD CONTROL_SPP",     "CMD SET_PAGE_WRITE_BITMAP", "CMD SET_VE_INFO_PAGE",
-    "CMD DISABLE_VE",      "CMD CONTROL_EPT_VIEW", "CMD CREATE_EPT_VIEW",      "CMD DESTROY_EPT_VIEW",
-    "CMD VCPU_CHANGE_GFN", "CMD VCPU_ALLOC_GFN",  "CMD VCPU_FREE_GFN",         "CMD SET_PAGE_SVE"};
+const std::set<std::string> kNothingDoes = {"CMD GET_MAP_TOKEN",    "CMD CONTROL_SPP",      "CMD SET_PAGE_WRITE_BITMAP",
+                                            "CMD SET_VE_INFO_PAGE", "CMD DISABLE_VE",       "CMD CONTROL_EPT_VIEW",
+                                            "CMD CREATE_EPT_VIEW",  "CMD DESTROY_EPT_VIEW", "CMD VCPU_CHANGE_GFN",
+                                            "CMD VCPU_ALLOC_GFN",   "CMD VCPU_FREE_GFN",    "CMD SET_PAGE_SVE"};
 
 bool excused(const std::string& capture, const std::string& what, std::int32_t recorded, std::int32_t here) {
   if (kNothingDoes.contains(what)) return here == kEopnotsupp;
   for (const Exception& e : kExceptions) {
-    if (capture.starts_with(e.capture) && e.what == what && (!e.recorded || *e.recorded == recorded) && e.here == here) {
+    if (capture.starts_with(e.capture) && e.what == what && (!e.recorded || *e.recorded == recorded) &&
+        e.here == here) {
       return true;
     }
   }
@@ -136,7 +138,8 @@ class StandIn {
       const auto* command = std::get_if<Command>(&passed.message);
       if (command == nullptr) continue;
       ErrorCode refused = error;
-      const bool memory = std::holds_alternative<ReadPhysical>(*command) || std::holds_alternative<WritePhysical>(*command);
+      const bool memory =
+          std::holds_alternative<ReadPhysical>(*command) || std::holds_alternative<WritePhysical>(*command);
       if (memory && refused == ErrorCode::NoEntry) refused = ErrorCode::Fault;
       if (std::holds_alternative<SetXsave>(*command) && !in_event && refused == ErrorCode::None) {
         refused = ErrorCode::TryAgain;
@@ -271,7 +274,7 @@ void play(const Capture& capture, const Connection& connection, Tally& tally) {
       const auto message = codec.decode_upward(Frame{line.id, Seq{line.seq}, line.payload});
       REQUIRE(message.has_value());
       const auto* event = std::get_if<kvmi1::EventMessage>(&*message);
-      if (event == nullptr) continue;  // CMD_ERROR
+      if (event == nullptr) continue;                          // CMD_ERROR
       if (event->event.kind() == EventKind::Unhook) continue;  // when it comes here commands are not served any more
       Event raised = event->event;
       raised.actions.bits = 0xf;

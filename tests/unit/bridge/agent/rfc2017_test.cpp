@@ -19,9 +19,7 @@ std::string reply(Rig& rig, std::uint32_t seq, std::uint32_t bits, Bytes data = 
   return rig.send_any(message, seq);
 }
 
-Event cr_event(VcpuId vcpu = kVcpu0) {
-  return event_with(CrData{4, 0x10, 0x30}, vcpu, {Action::Skip, Action::Retry});
-}
+Event cr_event(VcpuId vcpu = kVcpu0) { return event_with(CrData{4, 0x10, 0x30}, vcpu, {Action::Skip, Action::Retry}); }
 
 }  // namespace
 
@@ -180,7 +178,8 @@ TEST_CASE("2017: MTRRs, the size of XSAVE, rights of a page, shutdown", "[agent]
 
   rig.send(kvmi1::GetVcpuPageAccess{kVcpu0, Gpa{0x1234}});
   const std::vector<kvmi_page_access_entry> found = {{0x1000, 1, 5, {}}};
-  CHECK(rig.serve<GetPageAccess>(GetPageAccessReply{std::span<const kvmi_page_access_entry>(found)}).gpa == Gpa{0x1000});
+  CHECK(rig.serve<GetPageAccess>(GetPageAccessReply{std::span<const kvmi_page_access_entry>(found)}).gpa ==
+        Gpa{0x1000});
   CHECK(rig.body_of<kvmi1::GetVcpuPageAccessReply>(rig.told_one()).access == 5);
   auto seq = rig.send(kvmi1::SetVcpuPageAccess{kVcpu1, Gpa{0x1234}, 5});
   const auto* set = rig.next<SetPageAccess>();

@@ -56,8 +56,9 @@ class Rig {
  public:
   static constexpr std::uint16_t kVcpus = 2;
 
-  explicit Rig(DialectId dialect, const ToolRights& rights = every_right(), bool patches = true)
-      : bridge({dialect, patches}, rights), codec(kvmi1::codec(dialect)) {
+  /// `of_a_hypervisor`: the bridge is one of a hypervisor process, not of kvmid.
+  explicit Rig(DialectId dialect, const ToolRights& rights = every_right(), bool of_a_hypervisor = false)
+      : bridge({dialect, !of_a_hypervisor, of_a_hypervisor}, rights), codec(kvmi1::codec(dialect)) {
     CHECK(next<GetGuestInfo>() != nullptr);
     GetGuestInfoReply facts;
     facts.vcpu_count = kVcpus;
