@@ -149,6 +149,7 @@ Kept HypervisorBridge::Impl::received(const Frame& frame, ByteBuffer& wire) {
 
 Kept HypervisorBridge::Impl::event_came(Event& event, Seq seq) {
   if (!up_) return "sent an event (" + std::string(name_of(event.kind())) + ") before any was asked for";
+  if (link_.leaves_too_much_open()) return std::string("sends events, and leaves too many commands unanswered");
   if (event.kind() == EventKind::CreateVcpu && event.vcpu.value < link_.facts.vcpus) wishes_.forget(event.vcpu);
   return events_.arrived(event, seq);
 }

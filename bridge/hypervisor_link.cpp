@@ -36,6 +36,7 @@ void HypervisorLink::expect(kvmi1::CommandKind kind, Seq seq, AskedBy by, std::u
   const auto number = codec_->number_of(kind);
   if (!number) std::abort();  // who asks looks at has() first
   asked_.emplace(seq.value, Asked{by, kind, *number, job, part});
+  if (by == AskedBy::Nobody) ++unmissed_;
 }
 
 Result<Asked, std::string> HypervisorLink::answered(const kvmi1::Reply& reply, Seq seq) {
@@ -48,6 +49,7 @@ Result<Asked, std::string> HypervisorLink::answered(const kvmi1::Reply& reply, S
   if (reply.id != asked.number)
     return "answered " + named(asked) + " with the id of another command, " + std::to_string(reply.id);
   asked_.erase(found);
+  if (asked.by == AskedBy::Nobody) --unmissed_;
   return asked;
 }
 

@@ -83,6 +83,9 @@ class HypervisorLink {
   void ask(const kvmi1::Command& command, AskedBy by, std::uint32_t job, std::uint32_t part, ByteBuffer& wire);
   /// A command that was sent in another way. REQUIRES: as ask().
   void expect(kvmi1::CommandKind kind, Seq seq, AskedBy by, std::uint32_t job, std::uint32_t part);
+  /// Commands that nobody waits for, and so nobody misses the answers of, are bounded here.
+  static constexpr std::size_t kUnmissedMax = 1024;
+  [[nodiscard]] bool leaves_too_much_open() const { return unmissed_ > kUnmissedMax; }
   /// Which command the reply belongs to. It is closed by that.
   Result<Asked, std::string> answered(const kvmi1::Reply& reply, Seq seq);
 
@@ -109,6 +112,7 @@ class HypervisorLink {
 
   const kvmi1::Codec* codec_ = nullptr;
   std::uint32_t last_seq_ = 0;
+  std::size_t unmissed_ = 0;                        ///< open commands of AskedBy::Nobody
   std::unordered_map<std::uint32_t, Asked> asked_;  ///< [seq]
 };
 

@@ -311,6 +311,19 @@ TEST_CASE("bridge: events that no vCPU can have sent", "[hypervisor]") {
   }
 }
 
+TEST_CASE("bridge: a hypervisor that never answers SET_REGISTERS", "[hypervisor]") {
+  Hypervisor host(DialectId::V7);
+  host.come_up();
+  unsigned skips = 0;
+  for (; skips < 2000; ++skips) {
+    const Seq seq = host.event(host.make_event(BreakpointData{Gpa{0x1000}, 1}));
+    if (!host.broken.empty()) break;
+    host.reply(host.take_event(), seq, Action::Skip);
+  }
+  CHECK(skips == 1025);
+  CHECK(host.broken.find("leaves too many commands unanswered") != std::string::npos);
+}
+
 TEST_CASE("bridge: replies that answer nothing are not sent", "[hypervisor]") {
   Hypervisor host(DialectId::V12);
   host.come_up();
