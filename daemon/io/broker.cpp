@@ -198,7 +198,7 @@ void Broker::refuse(Greeted& greeted, const HypervisorHello& hello, std::string_
   record.kind = AuditKind::HypervisorRefused;
   record.peer = greeted.peer;
   record.guest_name = guest;
-  audit_refusal(std::move(record), error, text);
+  audit_refusal(std::move(record), error, hello.kvmi2 ? text : std::string(step) + ": " + text);
   if (hello.kvmi2) answer_hypervisor(greeted.fd.get(), {.kvmi2 = true, .status = error, .text = text});
 }
 

@@ -109,6 +109,7 @@ void Dialler::Dial::hurry() {
   if (state_ != State::Waiting || over_) return;
   timer_.cancel();
   wait_ = agent_.redial;
+  last_failure_.clear();  // whoever changed something wants to read what came of it
   begin();
 }
 

@@ -31,6 +31,7 @@ inline constexpr std::string_view kPeer = "peer not allowed";  ///< neither by h
 inline constexpr std::string_view kPolicy = "policy";          ///< no rule, or a quota of one
 inline constexpr std::string_view kGuest = "guest";            ///< there is no such guest, or it has a hypervisor already
 inline constexpr std::string_view kLimits = "limits";          ///< there is no room
+inline constexpr std::string_view kStart = "start";            ///< a hypervisor went before its guest was known
 inline constexpr std::string_view kDialect = "dialect";        ///< the peer said what its dialect does not have
 }  // namespace step
 

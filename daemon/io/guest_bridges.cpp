@@ -66,12 +66,13 @@ void GuestSession::older_hypervisor_sent(const Frame& frame) {
 
   services_.log.warn("hypervisor sent a malformed message guest={} dialect={} reason={}", field(machine_.name()),
                      link.dialect_name(), field(understood.error()));
-  services_.failures.add({.time = {},
-                          .side = FailureSide::Hypervisor,
-                          .peer = to_string(link.peer),
-                          .guest = machine_.name(),
-                          .step = step::kDialect,
-                          .text = understood.error()});
+  if (link.served)  // else it is told as a start that failed
+    services_.failures.add({.time = {},
+                            .side = FailureSide::Hypervisor,
+                            .peer = to_string(link.peer),
+                            .guest = machine_.name(),
+                            .step = step::kDialect,
+                            .text = understood.error()});
   lose_hypervisor(OffReason::ProtocolError, understood.error(), true);
   machine_.on_hypervisor_malformed({}, Clock::now(), effects_);
   perform();

@@ -43,6 +43,7 @@ void GuestSession::perform_effects() {
                    },
                    [&](const core::CloseHypervisor& e) { lose_hypervisor(e.reason, e.text, true); },
                    [&](const core::GuestReady&) {
+                     if (hypervisor_) hypervisor_->served = true;
                      services_.registry.set_ready(
                          uuid(), {machine_.facts().vcpu_count, start_time_, machine_.facts().max_gpa});
                      tap_guest(true, {});

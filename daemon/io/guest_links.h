@@ -55,6 +55,7 @@ class GuestSession::HypervisorLink final : public Connection::Owner {
   Dialect& dialect = dialect_kvmi2;
   std::unique_ptr<bridge::HypervisorBridge> bridge;  ///< of an older dialect; null: KVMI 2
   bool dialect_told = false;                         ///< the log has its name
+  bool served = false;                               ///< its guest was online
   OffReason unhooked_for = OffReason::LinkLost;      ///< older dialects: what UNHOOK said
   core::Peer peer;
   Ticket ticket;

@@ -350,6 +350,13 @@ void GuestSession::lose_hypervisor(OffReason reason, std::string_view text, bool
   hypervisor_->reason = reason;
   hypervisor_->text = text;
   hypervisor_->connection->stop_reading();
+  if (!hypervisor_->served)
+    services_.failures.add({.time = {},
+                            .side = FailureSide::Hypervisor,
+                            .peer = to_string(hypervisor_->peer),
+                            .guest = machine_.name(),
+                            .step = reason == OffReason::ProtocolError ? step::kDialect : step::kStart,
+                            .text = std::string(text)});
   services_.log.info("hypervisor gone guest={} uuid={} cause={} reason={}", field(machine_.name()), to_string(uuid()),
                      name_of(reason), field(text));
   audit_hypervisor(AuditKind::HypervisorLost, text);

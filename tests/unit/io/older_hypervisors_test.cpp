@@ -197,3 +197,24 @@ TEST_CASE("UNHOOK is confirmed by closing, and agents stay attached", "[broker][
   REQUIRE(*on);
   CHECK(std::holds_alternative<client::GuestEntry>(**on));
 }
+
+TEST_CASE("a hypervisor that goes before it said what it can is a start that failed", "[broker][older]") {
+  Scene scene;
+  auto connected = client::connect_stream(scene.hypervisors(), client::deadline_after(kBound));
+  REQUIRE(connected);
+  const auto hello = io::qemu_handshake(DialectId::V7, uuid_of(1), "shy", {});
+  REQUIRE(::send(connected->get(), hello.data(), hello.size(), 0) == static_cast<ssize_t>(hello.size()));
+  SECTION("it closes") {
+    connected->reset();
+    const auto failure = scene.wait_failure(io::step::kStart);
+    CHECK(failure.guest == "shy");
+    CHECK(failure.text == "closed by the peer");
+  }
+  SECTION("it answers with something else") {
+    const kvmi_msg_hdr header{99, 0, 1};
+    REQUIRE(::send(connected->get(), &header, sizeof header, 0) == static_cast<ssize_t>(sizeof header));
+    CHECK(scene.wait_failure(io::step::kDialect).guest == "shy");
+    CHECK(scene.broker().failures(kBound).size() == 1);
+  }
+  CHECK(wait_until([&] { return !scene.guest(uuid_of(1)); }));
+}
