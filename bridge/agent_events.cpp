@@ -66,6 +66,7 @@ void AgentBridge::Impl::deliver(const Event& event, Seq seq, ByteBuffer& wire) {
     stopped(event.vcpu);
     return pump();
   }
+  if (kind == EventKind::CreateVcpu) forget_injection(at(event.vcpu));
   if (!codec.number_of(kind) || swallow_trap(event)) {
     if (event.decide) reply_to_core(event.vcpu, seq, kind, mildest(event.actions));
     return pump();
@@ -123,6 +124,13 @@ bool AgentBridge::Impl::swallow_trap(const Event& event) {
   return false;
 }
 
+/// Its TRAP may never come: a vCPU that begins anew has lost the exception, and subscriptions can be withdrawn. The
+/// tool shall be able to inject again.
+void AgentBridge::Impl::forget_injection(Vcpu& vcpu) {
+  vcpu.injections = 0;
+  vcpu.trap_on = false;
+}
+
 void AgentBridge::Impl::deliver(const Notice& notice) {
   if (notice.kind == NoticeKind::Demoted) {
     // Without a kind of event it is about all of them.
@@ -131,6 +139,9 @@ void AgentBridge::Impl::deliver(const Notice& notice) {
     } else {
       observed_.add(notice.event);
     }
+  }
+  if (notice.kind == NoticeKind::Revoked) {
+    for (Vcpu& vcpu : vcpus_) forget_injection(vcpu);
   }
   if (notice.kind != NoticeKind::Expired || notice.vcpu.value >= vcpus_.size()) return;
   Vcpu& vcpu = vcpus_[notice.vcpu.value];

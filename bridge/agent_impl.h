@@ -203,6 +203,7 @@ class AgentBridge::Impl {
   void stopped(VcpuId vcpu);
   bool swallow_trap(const Event& event);
   void forget_trap(VcpuId vcpu);
+  static void forget_injection(Vcpu& vcpu);
   void answer_core(VcpuId vcpu, const OpenEvent& open, Action action);
   void continue_core(VcpuId vcpu, const OpenEvent& open, std::uint64_t value);
   void reply_to_core(VcpuId vcpu, Seq core_seq, EventKind kind, Action action, ReplacedValue value = {});

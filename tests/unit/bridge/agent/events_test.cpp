@@ -255,6 +255,23 @@ TEST_CASE("an injection that fails leaves no TRAP to wait for", "[agent]") {
   CHECK(rig.idle());
 }
 
+TEST_CASE("an injection whose TRAP cannot come any more is not waited for", "[agent]") {
+  const auto injects = [](Rig& rig) {
+    const auto seq = rig.send(kvmi1::InjectException{kVcpu0, 3, false, 0, 0});
+    rig.serve<ControlEvents>(ControlEventsReply{});  // subscribes anew
+    rig.serve<InjectException>();
+    return rig.error_of(seq) == 0;
+  };
+  Rig rig(DialectId::V7);
+  CHECK(injects(rig));
+  rig.bridge.deliver(Notice{.kind = NoticeKind::Revoked, .text = "policy changed"}, rig.wire);
+  CHECK(injects(rig));
+  rig.raise(event_with(CreateVcpuData{}, kVcpu0), 5);
+  rig.told();
+  CHECK(injects(rig));
+  CHECK(rig.error_of(rig.send(kvmi1::InjectException{kVcpu0, 3, false, 0, 0})) == kEbusy);
+}
+
 TEST_CASE("only vectors that have one get an error code, and only 14 an address; v6 says so itself", "[agent]") {
   const auto injected = [](DialectId dialect, kvmi1::InjectException command) {
     Rig rig(dialect);
