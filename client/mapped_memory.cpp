@@ -242,6 +242,7 @@ Result<std::uint64_t, MappedErrc> MappedMemory::changes_of(Gpa gpa, std::uint64_
 }
 
 std::uint64_t MappedMemory::map_changes() const {
+  if (page_ == nullptr) return 1;  // moved from
   return header_->map_sequence.load(std::memory_order_acquire);  // acquire: the map that is asked for next is not older
 }
 

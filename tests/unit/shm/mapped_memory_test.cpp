@@ -116,6 +116,43 @@ TEST_CASE("several ranges are one read: a change in any refuses all", "[shm]") {
   REQUIRE(memory.read_scatter({}).value() == 3);
 }
 
+TEST_CASE("changes of a range are counted, without a look at its bytes", "[shm]") {
+  SharedGuest guest(kRam, 16);
+  MappedMemory memory = guest.reader();
+  const auto count = [&](std::uint64_t gpa, std::uint64_t bytes) { return memory.changes_of(Gpa{gpa}, bytes).value(); };
+  const std::uint64_t page = count(0x1000, 8), pages = count(0x1000, 2 * kPageSize), all = count(0, kRam);
+  const std::uint64_t nothing = count(kRam, 0), map = memory.map_changes();
+  guest.ram.fill(Gpa{0x1000}, 8, 1);  // the guest's own store
+  REQUIRE(count(0x1000, 8) == page);
+
+  guest.page.begin_change(Gpa{0x2000}, 8, 2);
+  REQUIRE(count(0x1000, 8) == page);
+  const std::uint64_t begun = count(0x1000, 2 * kPageSize);
+  REQUIRE(begun > pages);
+  guest.page.end_change(Gpa{0x2000}, 8);
+  REQUIRE(count(0x1000, 2 * kPageSize) > begun);
+  REQUIRE(count(0, kRam) > all);
+  guest.page.set_patched(Gpa{0x11000}, 1, true, 3);  // shares the place
+  REQUIRE(count(0x1000, 8) > page);
+  REQUIRE(count(kRam, 0) == nothing);
+  REQUIRE(memory.map_changes() == map);
+
+  guest.page.change_map(4);
+  REQUIRE(memory.map_changes() > map);
+  REQUIRE(memory.map_changes() % 2 == 0);
+  REQUIRE(count(kRam, 0) > nothing);
+
+  REQUIRE(memory.changes_of(Gpa{kRam - 7}, 8).error() == MappedErrc::Fault);
+  REQUIRE(memory.changes_of(Gpa{8}, ~std::uint64_t{0}).error() == MappedErrc::Fault);
+  const MappedMemory taken = std::move(memory);
+  REQUIRE(memory.changes_of(Gpa{0}, 8).error() == MappedErrc::Revoked);  // NOLINT(bugprone-use-after-move)
+  REQUIRE(memory.map_changes() % 2 == 1);
+  guest.page.retire();
+  REQUIRE(taken.map_changes() % 2 == 1);
+  guest.grant.revoke();
+  REQUIRE(taken.changes_of(Gpa{0}, 8).error() == MappedErrc::Revoked);
+}
+
 TEST_CASE("outside of RAM is a fault", "[shm]") {
   const SharedGuest guest(kRam, 16);
   const MappedMemory memory = guest.reader();
