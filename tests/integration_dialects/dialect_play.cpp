@@ -83,9 +83,18 @@ class Play {
   void run() {
     if (row_.prepare) row_.prepare(stage_);
     row_.watch(stage_.agent);
-    watch(tool_, row_);
+    // Steps come at once: the tool asks for them while the vCPU stands still in one of the agent's.
+    const bool steps = row_.kind == EventKind::Singlestep;
+    if (!steps) watch(tool_, row_);
     if (row_.start) row_.start(stage_);
-    take(stage_.provoke(row_.mode));
+    if (steps) {
+      const ReceivedEvent first = stage_.provoke(row_.mode);
+      watch(tool_, row_);
+      check(stage_.agent.reply(first, Action::Allow));
+      take(stage_.next_event());
+    } else {
+      take(stage_.provoke(row_.mode));
+    }
     while (row_.is_it && !row_.is_it(*event_)) {
       let_row_lead();
       take(stage_.next_event());
