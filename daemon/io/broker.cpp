@@ -206,7 +206,8 @@ void Broker::hypervisor_greeted(Greeted greeted) {
   auto hello = parse_hypervisor_hello(greeted.hello);
   if (hello && !hello->kvmi2 && !is_of_qemu(greeted.hello.size()))
     hello = HandshakeError{HandshakeErrc::BadStructSize, greeted.hello.size()};
-  if (!hello) return hello_failed(Side::Hypervisor, std::move(greeted), HelloFailure::Malformed, describe(hello.error()));
+  if (!hello)
+    return hello_failed(Side::Hypervisor, std::move(greeted), HelloFailure::Malformed, describe(hello.error()));
   if (!allows(settings_.hypervisor_peers, greeted.peer))
     return refuse(greeted, *hello, step::kPeer, ErrorCode::NotPermitted,
                   "hypervisors of " + to_string(greeted.peer) + " are not allowed by the configuration");

@@ -20,10 +20,10 @@ namespace kvmid::io {
 
 /// Connects to tools that wait for QEMU, and greets them as QEMU does.
 ///
-/// Purpose:  one connection for each configured tool and each online guest that it is meant for, for as long as both are
+/// Purpose:  one connection for each configured tool and each online guest that it is meant for, as long as both are
 ///           there. A tool that took the handshake goes to its guest's shard as an agent like any other.
-/// States:   of each: Waiting (for its turn or its time) -> Connecting -> Answering -> Attached; any failure leads back to
-///           Waiting, with a wait that doubles up to kWaitMax. A guest that comes and a new configuration end the wait.
+/// States:   of each: Waiting (for its turn or its time) -> Connecting -> Answering -> Attached; any failure leads back
+///           to Waiting, with a wait that doubles up to kWaitMax. A guest that comes and a new configuration end the wait.
 /// Errors:   each failure names its step in the log (once, until it is another one) and in Services::failures.
 /// Bounds:   a tool takes one handshake at a time, so there is one at a time for an address; the rest wait their turn.
 /// Threads:  the io_context's only thread, but what the Ticket of an arrival does.

@@ -82,8 +82,10 @@ struct World {
       return condition();
     }));
   }
-  /// The next connection that the tool gets; -1: there is none now.
-  [[nodiscard]] UniqueFd next() const { return UniqueFd{::accept4(listening.fd.get(), nullptr, nullptr, SOCK_CLOEXEC)}; }
+  /// The next connection that the tool gets; not valid: there is none now.
+  [[nodiscard]] UniqueFd next() const {
+    return UniqueFd{::accept4(listening.fd.get(), nullptr, nullptr, SOCK_CLOEXEC)};
+  }
   [[nodiscard]] UniqueFd wait_next() {
     UniqueFd fd;
     run_until([&] {

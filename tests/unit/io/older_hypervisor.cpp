@@ -133,7 +133,8 @@ kvmi1::ReplyBody OlderHypervisor::body_for(const kvmi1::Command& command, ByteBu
   if (std::holds_alternative<kvmi1::GetVersion>(command)) {
     kvmi1::GetVersionReply version;
     version.singlestep = codec_.dialect() != kvmi1::DialectId::Rfc2017;
-    if (codec_.dialect() == kvmi1::DialectId::V12) version.max_message = static_cast<std::uint32_t>(codec_.payload_max());
+    if (codec_.dialect() == kvmi1::DialectId::V12)
+      version.max_message = static_cast<std::uint32_t>(codec_.payload_max());
     return version;
   }
   if (std::holds_alternative<kvmi1::GetGuestInfo>(command)) return kvmi1::GetGuestInfoReply{1, 0};
