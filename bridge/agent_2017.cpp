@@ -67,7 +67,7 @@ void AgentBridge::Impl::run(Slot& slot, const kvmi1::SetEvents& command) {
     if ((command.mask & number) == 0) continue;
     const auto kind = codec.event_of(number);
     if (!kind) return finish(slot, ErrorCode::Invalid);
-    if (!may_see(*kind)) return finish(slot, ErrorCode::NotPermitted);
+    if (!may_see(*kind)) return finish(slot, cannot_see(*kind));
     events.add(*kind);
   }
   const bool silenced = (events.bits & observed_.bits) != 0;

@@ -18,6 +18,9 @@ namespace kvmid::bridge {
 struct ToolRights {
   CommandSet commands;
   EventSet events;
+  /// What policy would allow and the hypervisor does not have: refused as unsupported, not as forbidden.
+  CommandSet unserved_commands{};
+  EventSet unserved_events{};
   Role role = Role::Decider;
   std::uint32_t requests_max = 64;  ///< commands of KVMI 2 that may be open at once, 1 or more
 };

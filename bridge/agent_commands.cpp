@@ -126,7 +126,8 @@ void AgentBridge::Impl::run(Slot& slot, const kvmi1::ControlVmEvents& command) {
     return finish(slot, 0);
   }
   if (kind != EventKind::CreateVcpu) return finish(slot, ErrorCode::Invalid);
-  if (!may_see(*kind) || !rights.commands.has(CommandId::ControlEvents)) return finish(slot, ErrorCode::NotPermitted);
+  if (!rights.commands.has(CommandId::ControlEvents)) return finish(slot, ErrorCode::NotPermitted);
+  if (!may_see(*kind)) return finish(slot, cannot_see(*kind));
   subscribe(slot, kAllVcpus, *kind, command.enable);
 }
 
@@ -134,7 +135,7 @@ void AgentBridge::Impl::run(Slot& slot, const kvmi1::ControlEvents& command) {
   if (is(kvmi1::DialectId::V7) && command.event == kCommandErrorEvent7) return finish(slot, 0);
   const auto kind = codec.event_of(command.event);
   if (!kind || kind == EventKind::Unhook || kind == EventKind::CreateVcpu) return finish(slot, ErrorCode::Invalid);
-  if (!may_see(*kind)) return finish(slot, ErrorCode::NotPermitted);
+  if (!may_see(*kind)) return finish(slot, cannot_see(*kind));
   if (needs_no_subscription(codec.dialect(), *kind)) return finish(slot, 0);
   subscribe(slot, command.vcpu, *kind, command.enable);
 }
@@ -191,7 +192,8 @@ void AgentBridge::Impl::run(Slot& slot, const kvmi1::ControlSinglestep& command)
 
 void AgentBridge::Impl::run(Slot& slot, const kvmi1::InjectException& command) {
   Vcpu& vcpu = at(command.vcpu);
-  const bool holds_trap = vcpu.open && vcpu.open->kind == EventKind::Trap;
+  // A tool that never answers TRAP has lost it by its deadline, and may inject again.
+  const bool holds_trap = vcpu.open && vcpu.open->kind == EventKind::Trap && vcpu.open->awaited;
   if (vcpu.injections != 0 || (is_v6_or_v7() && holds_trap) || (is(kvmi1::DialectId::V12) && vcpu.steps)) {
     return finish(slot, ErrorCode::Busy);
   }

@@ -21,6 +21,13 @@ Action mildest(ActionSet actions) {
   return Action::Allow;
 }
 
+/// v6, v7 and v12 tell of writes that change something.
+bool changes_nothing(const Event& event) {
+  if (const auto* cr = std::get_if<CrData>(&event.data)) return cr->old_value == cr->new_value;
+  if (const auto* msr = std::get_if<MsrData>(&event.data)) return msr->old_value == msr->new_value;
+  return false;
+}
+
 bool is_register_write(EventKind kind) { return kind == EventKind::Cr || kind == EventKind::Msr; }
 
 /// Where the published kernels do something else for RETRY than for CONTINUE.
@@ -67,7 +74,8 @@ void AgentBridge::Impl::deliver(const Event& event, Seq seq, ByteBuffer& wire) {
     return pump();
   }
   if (kind == EventKind::CreateVcpu) forget_injection(at(event.vcpu));
-  if (!codec.number_of(kind) || swallow_trap(event)) {
+  const bool untold = !is(kvmi1::DialectId::Rfc2017) && changes_nothing(event);
+  if (untold || !codec.number_of(kind) || swallow_trap(event)) {
     if (event.decide) reply_to_core(event.vcpu, seq, kind, mildest(event.actions));
     return pump();
   }

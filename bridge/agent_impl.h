@@ -137,6 +137,8 @@ class AgentBridge::Impl {
   [[nodiscard]] Served served(kvmi1::CommandKind kind) const;
   [[nodiscard]] bool gone_for(kvmi1::CommandKind kind) const;
   [[nodiscard]] bool may_see(EventKind kind) const;
+  /// Why not.
+  [[nodiscard]] ErrorCode cannot_see(EventKind kind) const;
   [[nodiscard]] bool needs_event_first(kvmi1::CommandKind kind) const;
   [[nodiscard]] Role role_for(EventKind kind) const;
   [[nodiscard]] bool can_singlestep() const;

@@ -98,8 +98,7 @@ AgentBridge::Impl::Served AgentBridge::Impl::served(kvmi1::CommandKind kind) con
   const Need need = need_of(kind);
   if (need.nothing_does) return Served::Never;
   if (need.command && !rights.commands.has(*need.command)) {
-    // Maps of memory are young: hypervisors without them are no matter of permission.
-    return *need.command == CommandId::GetMemoryMap ? Served::Never : Served::NotPermitted;
+    return rights.unserved_commands.has(*need.command) ? Served::Never : Served::NotPermitted;
   }
   return Served::Yes;
 }
@@ -111,6 +110,10 @@ bool AgentBridge::Impl::may_see(EventKind kind) const {
   if (kind == EventKind::Unhook) return true;
   if (kind == EventKind::Pause) return rights.commands.has(CommandId::PauseVcpu);
   return rights.events.has(kind);
+}
+
+ErrorCode AgentBridge::Impl::cannot_see(EventKind kind) const {
+  return rights.unserved_events.has(kind) ? ErrorCode::NotSupported : ErrorCode::NotPermitted;
 }
 
 /// Commands that are refused before their payload is looked at, because the event that follows is not allowed.

@@ -62,7 +62,7 @@ class HypervisorBridge::Impl {
   void tell_version();
   [[nodiscard]] bool is_offered(CommandId id, Seq seq);
   Kept replied(const kvmi1::Reply& reply, Seq seq, ByteBuffer& wire);
-  Kept event_came(Event& event, Seq seq);
+  Kept event_came(Event& event, Seq seq, ByteBuffer& wire);
 
   Seq version_seq_;  ///< the core's GET_VERSION
   bool up_ = false;  ///< the core knows the facts
@@ -140,17 +140,21 @@ Kept HypervisorBridge::Impl::received(const Frame& frame, ByteBuffer& wire) {
     if (auto kept = start_.find_dialect(frame); !kept) return kept;
   auto message = link_.codec().decode_upward(frame);
   if (!message) return "sent a message that cannot be decoded: " + kvmi1::describe(link_.codec(), message.error());
-  if (auto* event = std::get_if<kvmi1::EventMessage>(&*message)) return event_came(event->event, frame.seq);
+  if (auto* event = std::get_if<kvmi1::EventMessage>(&*message)) return event_came(event->event, frame.seq, wire);
   if (const auto* reply = std::get_if<kvmi1::Reply>(&*message)) return replied(*reply, frame.seq, wire);
   if (std::holds_alternative<kvmi1::CommandError>(*message))
     return std::string("sent an event about a command without reply, and there is none");
   return "sent a message of an id that its dialect does not have, " + std::to_string(frame.id);
 }
 
-Kept HypervisorBridge::Impl::event_came(Event& event, Seq seq) {
+Kept HypervisorBridge::Impl::event_came(Event& event, Seq seq, ByteBuffer& wire) {
   if (!up_) return "sent an event (" + std::string(name_of(event.kind())) + ") before any was asked for";
   if (link_.leaves_too_much_open()) return std::string("sends events, and leaves too many commands unanswered");
-  if (event.kind() == EventKind::CreateVcpu && event.vcpu.value < link_.facts.vcpus) wishes_.forget(event.vcpu);
+  if (event.kind() == EventKind::CreateVcpu) {
+    // The guest's number of vCPUs is asked once: one that is added later runs, and nobody watches it.
+    if (event.vcpu.value >= link_.facts.vcpus) return events_.let_new_vcpu_go(event.vcpu, seq, wire);
+    wishes_.forget(event.vcpu);
+  }
   return events_.arrived(event, seq);
 }
 

@@ -90,6 +90,15 @@ Kept HypervisorEvents::arrived(Event& event, Seq seq) {
   return {};
 }
 
+Kept HypervisorEvents::let_new_vcpu_go(VcpuId vcpu, Seq seq, ByteBuffer& wire) {
+  kvmi1::EventReplyMessage message;
+  message.vcpu = vcpu;
+  message.action = kvmi1::kContinue;
+  message.event = static_cast<std::uint8_t>(link_.codec().number_of(EventKind::CreateVcpu).value_or(0));
+  link_.codec().encode(message, seq, wire);
+  return {};
+}
+
 /// It follows an injection, and may be something else that went first.
 void HypervisorEvents::mark_injection(Vcpu& vcpu, TrapData& trap) const {
   if (!vcpu.injected) return;

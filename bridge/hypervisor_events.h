@@ -26,6 +26,8 @@ class HypervisorEvents {
   void begin();
   /// `event` is completed and handed on.
   Kept arrived(Event& event, Seq seq);
+  /// CREATE_VCPU of one that the core does not know: it goes on.
+  Kept let_new_vcpu_go(VcpuId vcpu, Seq seq, ByteBuffer& wire);
   void send(const EventReply& reply, Seq seq, ByteBuffer& wire);
   /// Registers that the core sets while the vCPU waits. True: they go with the reply, and need no command.
   bool stage(VcpuId vcpu, const kvmi_x86_regs& regs);

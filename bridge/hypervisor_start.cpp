@@ -116,7 +116,8 @@ Kept HypervisorStart::version_told(const Asked& asked, const kvmi1::GetVersionRe
   if (version->version == 0) return link_.broken(asked, "with version 0");
   state_ = State::Facts;
   HypervisorFacts& facts = link_.facts;
-  facts.singlestep = version->singlestep;
+  // v7's library has no name for this feature, and its kernels may leave it out; CHECK_COMMAND says more there.
+  facts.singlestep = version->singlestep || link_.dialect() == kvmi1::DialectId::V7;
   if (link_.dialect() == kvmi1::DialectId::Rfc2017) {
     // It has no questions about rights.
     for (std::size_t i = 0; i < kvmi1::kCommandCount; ++i)

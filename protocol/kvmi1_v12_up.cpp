@@ -210,7 +210,7 @@ Result<Upward, DecodeError> read_vm_event(const Frame& frame) {
   if (!r.failed() && hdr.event == 0) {
     EventMessage message;
     message.event.vcpu = kAllVcpus;
-    message.event.data = UnhookData{};
+    message.event.data = UnhookData{OffReason::Suspend};  // or migration, or snapshot: it is not said
     return Upward{message};
   }
   if (frame.payload.size() == sizeof(v12::ErrorCode)) {

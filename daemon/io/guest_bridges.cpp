@@ -89,8 +89,14 @@ void GuestSession::tell_dialect() {
 // ---- tools ----
 
 bridge::ToolRights GuestSession::rights_of(const core::Grant& grant) const {
-  return {machine_.commands_for(grant), machine_.events_for(grant), grant.role,
-          std::max<std::uint32_t>(grant.quota.requests_max, 1)};
+  bridge::ToolRights rights;
+  rights.commands = machine_.commands_for(grant);
+  rights.events = machine_.events_for(grant);
+  rights.unserved_commands = CommandSet{grant.commands.bits & ~rights.commands.bits};
+  rights.unserved_events = EventSet{grant.events.bits & ~rights.events.bits};
+  rights.role = grant.role;
+  rights.requests_max = std::max<std::uint32_t>(grant.quota.requests_max, 1);
+  return rights;
 }
 
 void GuestSession::tool_sent(AgentLink& agent, const Frame& frame) {

@@ -19,6 +19,8 @@ std::unique_ptr<bridge::AgentBridge> bridge_to(const GuestBackend& backend, std:
   bridge::ToolRights rights;
   rights.commands = CommandSet{kServedCommands | backend.facts().commands.bits};
   rights.events = backend.facts().events;
+  rights.unserved_commands = CommandSet{~rights.commands.bits};
+  rights.unserved_events = EventSet{kEveryEvent.bits & ~rights.events.bits};
   return std::make_unique<bridge::AgentBridge>(options, rights);
 }
 

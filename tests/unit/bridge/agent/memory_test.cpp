@@ -261,6 +261,9 @@ TEST_CASE("the memory map answers QUERY_PHYSICAL and GET_NEXT_AVAILABLE_GFN", "[
 
   ToolRights rights = every_right();
   rights.commands.bits &= ~(std::uint64_t{1} << KVMI_MSG_GET_MEMORY_MAP);
+  Rig forbidden(DialectId::V7, rights);
+  CHECK(forbidden.error_of(forbidden.send(kvmi1::QueryPhysical{Gfn{1}})) == kEperm);
+  rights.unserved_commands.add(CommandId::GetMemoryMap);
   Rig none(DialectId::V7, rights);
   CHECK(none.error_of(none.send(kvmi1::QueryPhysical{Gfn{1}})) == kEopnotsupp);
 }

@@ -200,7 +200,7 @@ std::vector<EventMessage> events_of(DialectId dialect) {
   add(trap_without_code(2, KVMI_EXCEPTION_INTERRUPT));
   add(trap_without_code(18, KVMI_EXCEPTION_ABORT));
   if (!v12) return events;
-  add(UnhookData{});
+  add(UnhookData{OffReason::Suspend});
   add(PauseData{});
   add(DescriptorData{4, true});
   add(SinglestepData{true});
