@@ -41,6 +41,7 @@ void offer(HypervisorFacts& facts, bool is_2017) {
   add(CommandId::PauseVcpu, pauses);
   add(CommandId::GetRegisters, facts.allows<kvmi1::GetRegisters>());
   add(CommandId::SetRegisters, facts.allows<kvmi1::SetRegisters>());
+  add(CommandId::ShutdownGuest, facts.allows<kvmi1::ShutdownGuest>());
   add(CommandId::GetCpuid, facts.allows<kvmi1::GetCpuid>());
   add(CommandId::GetPageAccess, pages);  // the core answers it from what it has told
   add(CommandId::SetPageAccess, pages);

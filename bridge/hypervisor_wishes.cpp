@@ -83,6 +83,10 @@ void HypervisorWishes::send(const Command& command, Seq seq, ByteBuffer& wire) {
                  [&](const GetXsave& c) { send_one(std::move(job), kvmi1::GetXsave{c.vcpu}, wire); },
                  [&](const SetXsave& c) { run(c, std::move(job), wire); },
                  [&](const GetXcr& c) { run(c, std::move(job), wire); },
+                 [&](const ShutdownGuest&) {
+                   if (!link_.has<kvmi1::ShutdownGuest>()) return refuse(ErrorCode::NotSupported, "not in its dialect");
+                   send_one(std::move(job), kvmi1::ShutdownGuest{}, wire);
+                 },
                  [&](const auto&) { refuse(ErrorCode::NotServed, "not served here"); },
              },
              command);

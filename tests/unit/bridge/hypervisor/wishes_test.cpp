@@ -32,6 +32,16 @@ constexpr std::uint16_t kAll = kAllVcpus.value;
 
 }  // namespace
 
+TEST_CASE("bridge: a guest can be shut down where the dialect has it", "[hypervisor]") {
+  Hypervisor host(DialectId::Rfc2017);
+  host.come_up();
+  CHECK(host.ask(ShutdownGuest{}).error() == ErrorCode::None);
+  CHECK(host.all<kvmi1::ShutdownGuest>().size() == 1);
+  Hypervisor other(DialectId::V12);
+  other.come_up();
+  CHECK(other.ask(ShutdownGuest{}).error() == ErrorCode::NotSupported);
+}
+
 TEST_CASE("bridge: a set of events is one command for each that changes", "[hypervisor]") {
   for (const DialectId dialect : kFindable) {
     CAPTURE(kvmi1::name_of(dialect));
