@@ -212,11 +212,11 @@ void AgentBridge::Impl::run(Slot& slot, const kvmi1::InjectException& command) {
   trap.add(EventKind::Trap);
   ask(ControlEvents{command.vcpu, Operation::Enable, role_for(EventKind::Trap), trap},
       [this, &slot, exception, held](const CommandReply& reply) {
-        if (reply.error != ErrorCode::None) {
-          --at(exception.vcpu).injections;
-          return finish(slot, reply.error);
-        }
-        at(exception.vcpu).trap_on = true;
+        // It may have been forgotten meanwhile, by a vCPU that began anew: it is made all the same.
+        Vcpu& state = at(exception.vcpu);
+        state.injections = reply.error == ErrorCode::None ? 1 : 0;
+        if (reply.error != ErrorCode::None) return finish(slot, reply.error);
+        state.trap_on = true;
         inject(slot, exception, held);
       });
 }

@@ -161,9 +161,11 @@ void AgentBridge::Impl::run(Slot& slot, const kvmi1::GetNextAvailableGfn&) {
 // ---- page rights ----
 
 /// These dialects try every page of a list and tell the first error; KVMI 2 takes all or none. So a list that was
-/// refused is tried again page by page.
+/// refused is tried again page by page. Until it is known that it need not be, the frames behind it wait: rights that they
+/// give to the same pages must stand at the end.
 struct AgentBridge::Impl::PageByPage {
-  std::unique_ptr<Step> step;
+  explicit PageByPage(Impl& impl) : step(impl) {}
+  Step step;
   std::vector<kvmi_page_access_entry> runs;
   std::size_t run = 0;
   std::uint32_t page = 0;  ///< of that run
@@ -172,7 +174,7 @@ struct AgentBridge::Impl::PageByPage {
 
 void AgentBridge::Impl::run(Slot& slot, const kvmi1::SetPageAccess& command) {
   if (const std::int32_t refusal = refusal_of_view(command.view); refusal != 0) return finish(slot, refusal);
-  auto task = std::make_shared<PageByPage>();
+  auto task = std::make_shared<PageByPage>(*this);
   for (std::size_t i = 0; i < command.entries.size(); ++i) {
     const kvmi1::PageAccessEntry entry = command.entries[i];
     const bool padded = std::memcmp(entry.padding, kvmi1::PageAccessEntry{}.padding, sizeof entry.padding) != 0;
@@ -199,10 +201,7 @@ void AgentBridge::Impl::run(Slot& slot, const kvmi1::SetPageAccess& command) {
       [this, &slot, task](const CommandReply& reply) {
         const bool refused_a_page = reply.error == ErrorCode::Fault || reply.error == ErrorCode::Invalid ||
                                     reply.error == ErrorCode::NotSupported || reply.error == ErrorCode::Busy;
-        if (refused_a_page) {
-          task->step = std::make_unique<Step>(*this);
-          return next_page(slot, task);
-        }
+        if (refused_a_page) return next_page(slot, task);
         finish(slot, reply.error != ErrorCode::None ? reply.error : task->first_error);
       },
       std::move(bytes));
