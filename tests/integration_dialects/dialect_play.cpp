@@ -24,6 +24,17 @@ constexpr ActionSet kNoSkip = actions({Action::Allow, Action::Retry, Action::Cra
 
 /// What docs/decisions/0008 says that each kind of event takes.
 ActionSet taken(EventKind kind, DialectId dialect) {
+  if (dialect == DialectId::Rfc2017) {
+    switch (kind) {
+      case EventKind::Cr:
+      case EventKind::Msr: return kNoRetry;
+      case EventKind::PageFault: return kNoSkip;
+      case EventKind::Breakpoint:
+      case EventKind::Xsetbv:
+      case EventKind::Hypercall: return kGoOnOrCrash;
+      default: return kNothing;
+    }
+  }
   const bool translates = dialect == DialectId::V7 || dialect == DialectId::V12;
   switch (kind) {
     case EventKind::Cr:
@@ -40,6 +51,16 @@ ActionSet taken(EventKind kind, DialectId dialect) {
   }
 }
 
+/// The rights that the row's watch() leaves.
+kvmi1::PageAccessEntry entry_of(const EventRow& row) {
+  kvmi1::PageAccessEntry entry;
+  entry.gpa = (row.name.back() == 'x' ? emulated::kExecPage : emulated::kProtectedPage).value;
+  entry.access = row.name.back() == 'r'   ? 0
+                 : row.name.back() == 'w' ? KVMI_PAGE_ACCESS_R
+                                          : KVMI_PAGE_ACCESS_R | KVMI_PAGE_ACCESS_W;
+  return entry;
+}
+
 /// The tool asks for what the row's watch() asks for.
 void watch(Kvmi1Tool& tool, const EventRow& row) {
   const auto need = [&](const kvmi1::Command& command) {
@@ -48,7 +69,16 @@ void watch(Kvmi1Tool& tool, const EventRow& row) {
     REQUIRE(reply.reply.error == 0);
   };
   const VcpuId vcpu{0};
-  if (row.kind == EventKind::Pause) return need(kvmi1::PauseVcpu{vcpu, false});
+  if (tool.codec().dialect() == DialectId::Rfc2017) {
+    need(kvmi1::SetEvents{vcpu, tool.codec().number_of(row.kind).value()});
+    if (row.kind == EventKind::Cr) need(kvmi1::ControlGuestCr{true, static_cast<std::uint32_t>(row.name.back() - '0')});
+    if (row.kind == EventKind::Msr) need(kvmi1::ControlGuestMsr{true, kLstar});
+    if (row.kind == EventKind::PageFault) {
+      const auto entry = entry_of(row);
+      need(kvmi1::SetVcpuPageAccess{vcpu, Gpa{entry.gpa}, entry.access});
+    }
+    return;
+  }
   if (row.kind == EventKind::Singlestep && tool.codec().dialect() == DialectId::V12)
     return need(kvmi1::ControlSinglestep{vcpu, true});
   need(kvmi1::ControlEvents{vcpu, tool.codec().number_of(row.kind).value(), true});
@@ -57,11 +87,7 @@ void watch(Kvmi1Tool& tool, const EventRow& row) {
     case EventKind::Msr: return need(kvmi1::ControlMsr{vcpu, true, kLstar});
     case EventKind::Singlestep: return need(kvmi1::ControlSinglestep{vcpu, true});
     case EventKind::PageFault: {
-      kvmi1::PageAccessEntry entry;
-      entry.gpa = (row.name.back() == 'x' ? emulated::kExecPage : emulated::kProtectedPage).value;
-      entry.access = row.name.back() == 'r'   ? 0
-                     : row.name.back() == 'w' ? KVMI_PAGE_ACCESS_R
-                                              : KVMI_PAGE_ACCESS_R | KVMI_PAGE_ACCESS_W;
+      const auto entry = entry_of(row);
       return need(kvmi1::SetPageAccess{0, std::span<const kvmi1::PageAccessEntry>(&entry, 1)});
     }
     default: return;
@@ -125,7 +151,7 @@ class Play {
     CHECK(told_->event.regs.rip == event_->event.regs.rip);
     CHECK(told_->event.sregs.cr3 == event_->event.sregs.cr3);
     CHECK(told_->event.msrs.lstar == event_->event.msrs.lstar);
-    CHECK(told_->event.msrs.pat == event_->event.msrs.pat);
+    if (!is_2017()) CHECK(told_->event.msrs.pat == event_->event.msrs.pat);  // it has fewer MSRs
     if (row_.kind == EventKind::PageFault) {
       const auto& tools = std::get<PageFaultData>(told_->event.data);
       const auto& agents = std::get<PageFaultData>(event_->event.data);
@@ -134,6 +160,8 @@ class Play {
       CHECK(tools.access == agents.access);
     }
   }
+
+  [[nodiscard]] bool is_2017() const { return tool_.codec().dialect() == DialectId::Rfc2017; }
 
   void let_row_lead() {
     let_lead(row_, stage_.agent, *event_);
@@ -146,11 +174,13 @@ class Play {
       case Action::Allow:
         if (value) {
           const auto given = std::get<NewValue>(row_.value(*event_)).value;
-          return tool_.reply_value(*told_, kvmi1::kContinue, given);
+          return tool_.reply_value(*told_, is_2017() ? kvmi1::kAllow2017 : kvmi1::kContinue, given);
         }
         return tool_.go_on(*told_);
-      case Action::Skip: return tool_.reply_value(*told_, kvmi1::kContinue, register_values().value().first);
-      case Action::Retry: return tool_.reply(*told_, kvmi1::kRetry);
+      case Action::Skip:
+        return tool_.reply_value(*told_, is_2017() ? 0 : kvmi1::kContinue, register_values().value().first);
+      case Action::Retry:
+        return tool_.reply(*told_, is_2017() ? kvmi1::kAllow2017 | kvmi1::kNoEmulation2017 : kvmi1::kRetry);
       case Action::Crash: return tool_.reply(*told_, kvmi1::kCrash);
     }
   }
@@ -232,17 +262,26 @@ EventRow row_of(const EventRow& row, Speaks hypervisor) {
   changed.arguments.insert(changed.arguments.end(), {"--dialect", name_of_dialect(hypervisor)});
   if (row.kind == EventKind::Xsetbv) {
     changed.has_value = false;
-    // v6 and v7 say that it happened, not what was written.
+    // v6 and v7 say that it happened, rfc2017 what is written.
     if (*hypervisor != DialectId::V12) {
       changed.told = [](Stage&, const ReceivedEvent&) {};
       changed.allowed = [](Stage& stage, const ReceivedEvent&) { CHECK(stage.now().xcr0 != stage.before().xcr0); };
     }
   }
+  if (changed.takes.bits == 0) changed.has_value = false;
   return changed;
 }
 
 ActionSet answers_of(const EventRow& row, DialectId tool) {
   ActionSet can;
+  if (tool == DialectId::Rfc2017) {
+    const bool registers = row.kind == EventKind::Cr || row.kind == EventKind::Msr;
+    if (taken(row.kind, tool).bits != 0) can = actions({Action::Allow});
+    if (registers) can = actions({Action::Allow, Action::Skip});
+    if (row.kind == EventKind::PageFault) can = actions({Action::Allow, Action::Retry});
+    can.bits &= row.takes.bits;
+    return can;
+  }
   switch (row.kind) {
     case EventKind::Cr:
     case EventKind::Msr: can = kNoRetry; break;
@@ -264,9 +303,21 @@ bool gives_value(const EventRow& row, DialectId tool) {
   return row.has_value && answers_of(row, tool).bits != 0 && (row.kind == EventKind::Cr || row.kind == EventKind::Msr);
 }
 
-ToolDaemon::ToolDaemon(DialectId dialect) : dialect_(dialect), path_(folder_.file("tool.sock")) {
-  daemon_.emplace("", R"("dial": [{"name": "tool", "unix": ")" + path_ + R"(", "dialect": ")" +
-                          name_of_dialect(dialect) + R"(", "guests": ["*"], "redial_ms": 100}])");
+bool crashes(Speaks hypervisor) { return hypervisor != DialectId::Rfc2017; }
+
+namespace {
+std::string guests_of(Speaks hypervisor) {
+  return hypervisor == DialectId::Rfc2017 ? R"("guests": [{"guests": ["*"], "dialect": "rfc2017"}])" : "";
+}
+}  // namespace
+
+EventDaemon daemon_for(Speaks hypervisor) { return EventDaemon("", "", guests_of(hypervisor)); }
+
+ToolDaemon::ToolDaemon(DialectId dialect, Speaks hypervisor) : dialect_(dialect), path_(folder_.file("tool.sock")) {
+  daemon_.emplace("",
+                  R"("dial": [{"name": "tool", "unix": ")" + path_ + R"(", "dialect": ")" +
+                          name_of_dialect(dialect) + R"(", "guests": ["*"], "redial_ms": 100}])",
+                  guests_of(hypervisor));
 }
 
 void play_with_tool(const EventRow& row, Action action, bool value, ToolDaemon& daemon) {

@@ -25,13 +25,18 @@ std::string name_of_dialect(Speaks dialect);
 EventRow row_of(const EventRow& row, Speaks hypervisor);
 /// What a tool of this dialect can answer to the event of a row of row_of(). None: it is not told of such events.
 ActionSet answers_of(const EventRow& row, kvmi1::DialectId tool);
+/// Ends of a guest that a KVMI 2 agent can cause here; rfc2017's hypervisors are asked to shut down instead.
+bool crashes(Speaks hypervisor);
 /// It can give a value.
 bool gives_value(const EventRow& row, kvmi1::DialectId tool);
+
+/// A kvmid whose guests are of that dialect; rfc2017 it must be told.
+EventDaemon daemon_for(Speaks hypervisor);
 
 /// A kvmid that dials a tool of that dialect for each guest, at tool_path().
 class ToolDaemon {
  public:
-  explicit ToolDaemon(kvmi1::DialectId dialect);
+  ToolDaemon(kvmi1::DialectId dialect, Speaks hypervisor);
   [[nodiscard]] EventDaemon& events() { return *daemon_; }
   [[nodiscard]] const std::string& tool_path() const { return path_; }
   [[nodiscard]] kvmi1::DialectId dialect() const { return dialect_; }

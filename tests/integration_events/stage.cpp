@@ -18,11 +18,12 @@ std::string rule(const std::string& guests, Action default_action, unsigned dead
     "deadline_ms": )" + deadline + R"(, "pause_max_ms": )" + deadline + "}";
 }
 
-std::string config(std::string rules, const std::string& member) {
+std::string config(std::string rules, const std::string& member, const std::string& hypervisors) {
   for (const Action action : {Action::Allow, Action::Retry, Action::Skip, Action::Crash})
     rules += rule(silent_guest(action), action, kShortDeadlineMs) + ",\n";
   rules += rule("*", Action::Allow, 60000);
-  return R"({"hypervisors": {"uid": [)" + std::to_string(::getuid()) + R"(]}, "log": {"level": "debug"},
+  return R"({"hypervisors": {"uid": [)" + std::to_string(::getuid()) + "]" +
+         (hypervisors.empty() ? "" : ", " + hypervisors) + R"(}, "log": {"level": "debug"},
     )" + (member.empty() ? "" : member + ",") + R"("policy": [)" + rules + "]}";
 }
 
@@ -37,8 +38,8 @@ Guest start_guest(const RuntimeFolder& folder, const StageOptions& options) {
 
 std::string silent_guest(Action default_action) { return "silent-" + std::string(name_of(default_action)); }
 
-EventDaemon::EventDaemon(const std::string& rules, const std::string& member) {
-  daemon_.emplace(folder_, DaemonOptions{.config = config(rules, member), .arguments = {}});
+EventDaemon::EventDaemon(const std::string& rules, const std::string& member, const std::string& hypervisors) {
+  daemon_.emplace(folder_, DaemonOptions{.config = config(rules, member, hypervisors), .arguments = {}});
 }
 
 Stage::Stage(EventDaemon& daemon, const StageOptions& options)

@@ -24,8 +24,8 @@ class EventDaemon {
  public:
   EventDaemon() : EventDaemon("") {}
   /// `rules`: of its policy, each with a comma behind it; they come before its own. `member`: one more of the whole
-  /// configuration.
-  explicit EventDaemon(const std::string& rules, const std::string& member = "");
+  /// configuration; `hypervisors`: one more of that object in it.
+  explicit EventDaemon(const std::string& rules, const std::string& member = "", const std::string& hypervisors = "");
   [[nodiscard]] const RuntimeFolder& folder() const { return folder_; }
   [[nodiscard]] Daemon& daemon() { return *daemon_; }
 
