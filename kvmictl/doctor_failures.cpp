@@ -36,27 +36,32 @@ constexpr std::array kMeanings{
             "Add its uid, gid or cid (PEER) to `hypervisors`, and to bound_to where a rule matches GUEST, then "
             "`kvmictl reload`. If you do not know this peer, it is not the hypervisor that you expect."},
     Meaning{"hypervisor", "guest", "a guest with this uuid is connected already.",
-            "`kvmictl guests` shows it and `kvmictl guest GUEST` its hypervisor's pid. Each guest needs a uuid of its "
-            "own (a clone keeps the old one); if that hypervisor hangs, end it."},
+            "`kvmictl guests` lists the one that has it, and `kvmictl guest UUID` shows its hypervisor's pid. Each guest "
+            "needs a uuid of its own (a clone keeps the old one); if that hypervisor hangs, end it."},
     Meaning{"hypervisor", "limits", "there are as many guests or connections as limits allow.",
             "Raise limits.guests_max or limits.connections_max, then `kvmictl reload`."},
     Meaning{"hypervisor", "dialect",
-            "its dialect was not found, or it broke it: the peer did not answer GET_VERSION as v6, v7 or v12 would.",
-            "If it speaks rfc2017, say so: hypervisors.guests with \"dialect\": \"rfc2017\". If it was given a key, it "
-            "closes where kvmid does not know it: set cookie_file for the guest to a file with the same secret, "
-            "without a newline at its end. Then `kvmictl reload`."},
+            "its dialect was not found out, or it said what its dialect does not have.",
+            "v6, v7 and v12 are found out, rfc2017 is not: it needs a rule of hypervisors.guests with \"dialect\": "
+            "\"rfc2017\". A rule that names a dialect for GUEST must name the one that it speaks. Then `kvmictl reload`. "
+            "If the dialect is right, the hypervisor is broken, and kvmid's log says where."},
+    Meaning{"hypervisor", "start", "it closed the connection before its guest was known.",
+            "If it was given a key (QEMU's `key=`), kvmid must know it: set cookie_file of the guest's rule in "
+            "hypervisors.guests to a file with the same secret, without a newline at its end, then `kvmictl reload`. Else "
+            "its own log says why."},
     Meaning{"hypervisor", "cookie", "it and kvmid do not know the same secret.",
             "Set cookie_file of the guest's rule in hypervisors.guests to a file with the secret that QEMU's key has, "
             "without a newline at its end, then `kvmictl reload`."},
     Meaning{"dial", "connect", "nobody listens at its address, or kvmid may not connect there.",
-            "Start the tool and let it listen there; kvmid connects again by itself. kvmid's user needs write access "
-            "to the socket and its directories (`namei -l PATH`), and under systemd it must see them: with "
-            "PrivateTmp= not /tmp."},
+            "Start the tool and let it listen there; kvmid connects again by itself, after 30 seconds at most, and at once "
+            "after `kvmictl reload`. kvmid's user needs write access to the socket and search access to its directories "
+            "(`namei -l PATH`), and under systemd it must see them: with PrivateTmp= not /tmp."},
     Meaning{"dial", "handshake sent", "it closed the connection before it had kvmid's handshake.",
-            "Is that the tool, and does its log say why? `dialect` in its `dial` entry must be the one it speaks."},
+            "Is it the tool that listens there (`ss -lxp`), and does its log say why? If it serves one guest at a time, "
+            "`guests` in its `dial` entry must match that one alone."},
     Meaning{"dial", "answer", "its answer to the handshake is missing, late or no answer of a tool.",
-            "Is that the tool, and does its log say why? `dialect` in its `dial` entry must be the one that it speaks; "
-            "some tools take one connection at a time."},
+            "Is it the tool that listens there (`ss -lxp`), and does its log say why? If it serves one guest at a time, "
+            "`guests` in its `dial` entry must match that one alone."},
     Meaning{"dial", "cookie", "the tool does not know the secret.",
             "Give the tool the secret that is in cookie_file of its `dial` entry, without a newline at its end, or "
             "leave cookie_file out for a tool that has none; then `kvmictl reload`."},
@@ -120,12 +125,19 @@ class Failures {
   void look_at(const Json& failure) {
     const std::string side = field(failure, "side");
     if (side == "dial" && is_attached(failure)) return;
-    // A hypervisor that tries again and again may be another process each time.
-    const std::string origin = side + "/" + (side == "dial" ? field(failure, "peer") : "") + "/" +
-                               field(failure, "guest") + "/" + field(failure, "step") + "/" + field(failure, "reason");
+    const std::string origin = origin_of(failure, side);
     if (std::find(seen_.begin(), seen_.end(), origin) != seen_.end()) return;
     seen_.push_back(origin);
     out_.push_back(finding_of(failure, side));
+  }
+
+  /// Failures of one origin are one finding; the newest comes first in the list, and says how it is now.
+  static std::string origin_of(const Json& failure, const std::string& side) {
+    const std::string guest = field(failure, "guest");
+    if (side == "dial") return side + "/" + field(failure, "peer") + "/" + guest;
+    // Who tries again and again may be another process each time, and how its connection ends is a matter of chance.
+    const std::string at = side + "/" + guest + "/" + field(failure, "step");
+    return child(failure, "guest").is_null() ? at + "/" + field(failure, "reason") : at;
   }
 
   Finding finding_of(const Json& failure, const std::string& side) const {
@@ -142,8 +154,8 @@ class Failures {
       text = std::string("The connection of ") + (side == "hypervisor" ? "a hypervisor (" : "an agent (") + peer + ")";
       if (!named) about = peer;
     }
-    text += (named ? " for guest " + guest : "") + " failed: " + std::string(meaning.what) + " kvmid says: " + field(failure, "reason") + " (" +
-            field(failure, "step") + ", " + field(failure, "time");
+    text += (named ? " for guest " + guest : "") + " failed: " + std::string(meaning.what) +
+            " kvmid says: " + field(failure, "reason") + " (" + field(failure, "step") + ", " + field(failure, "time");
     const std::uint64_t times = number(failure, "times");
     text += times > 1 ? ", the last of " + std::to_string(times) + " times)." : ").";
 

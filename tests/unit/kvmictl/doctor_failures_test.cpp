@@ -54,13 +54,14 @@ TEST_CASE("each step of each side is explained, with what kvmid said and what to
   const auto [side, step, means, next] = GENERATE(values<Case>({
       {Side::Hypervisor, io::step::kPeer, "may not bring it", "bound_to where a rule matches web1"},
       {Side::Hypervisor, io::step::kHandshake, "no handshake of a hypervisor", "`dial`"},
-      {Side::Hypervisor, io::step::kGuest, "uuid is connected already", "`kvmictl guest web1`"},
+      {Side::Hypervisor, io::step::kGuest, "uuid is connected already", "`kvmictl guest UUID`"},
       {Side::Hypervisor, io::step::kLimits, "as many guests or connections", "limits.guests_max"},
-      {Side::Hypervisor, io::step::kDialect, "did not answer GET_VERSION as v6, v7 or v12 would", "cookie_file"},
+      {Side::Hypervisor, io::step::kDialect, "its dialect was not found out", "names a dialect for web1"},
+      {Side::Hypervisor, io::step::kStart, "before its guest was known", "cookie_file"},
       {Side::Hypervisor, io::step::kCookie, "do not know the same secret", "cookie_file"},
       {Side::Dial, io::step::kConnect, "nobody listens at its address", "Start the tool"},
-      {Side::Dial, io::step::kSent, "before it had kvmid's handshake", "`dialect`"},
-      {Side::Dial, io::step::kAnswer, "answer to the handshake", "`dialect`"},
+      {Side::Dial, io::step::kSent, "before it had kvmid's handshake", "`guests`"},
+      {Side::Dial, io::step::kAnswer, "answer to the handshake", "`guests`"},
       {Side::Dial, io::step::kCookie, "does not know the secret", "cookie_file"},
       {Side::Dial, io::step::kPolicy, "no policy rule", "`kvmictl policy check --guest web1"},
       {Side::Dial, io::step::kDialect, "what its dialect does not have", "`dialect`"},
@@ -147,11 +148,38 @@ TEST_CASE("what fails again and again from new processes is said once, as it was
   CHECK(has(only(facts).text, "pid=12"));
   failures[0].text = "for another reason";
   facts.failures = Json::parse(app::failures_json(failures).dump());
+  CHECK(has(only(facts).text, "pid=12"));
+  failures[0].step = io::step::kGuest;
+  facts.failures = Json::parse(app::failures_json(failures).dump());
+  CHECK(explain_failures(facts).size() == 2);
+  // Where no guest is known, only the reason tells them apart.
+  failures[0].step = io::step::kPeer;
+  for (auto& failure : failures) failure.guest.clear();
+  facts.failures = Json::parse(app::failures_json(failures).dump());
   CHECK(explain_failures(facts).size() == 2);
   // Tools stay apart.
   for (auto& failure : failures) failure.side = Side::Dial;
   facts.failures = Json::parse(app::failures_json(failures).dump());
   CHECK(explain_failures(facts).size() == 3);
+}
+
+TEST_CASE("of a tool that fails in one way after another only the last one is said", "[kvmictl]") {
+  std::vector<io::ConnectionFailure> failures(2);
+  for (auto& failure : failures) {
+    failure.time = kNow - std::chrono::seconds(1);
+    failure.side = Side::Dial;
+    failure.peer = "hvmi unix:/run/hvmi.sock";
+    failure.guest = "web1";
+  }
+  failures[0].step = io::step::kConnect;
+  failures[1].step = io::step::kCookie;
+  DoctorFacts facts;
+  facts.now = kNow;
+  facts.failures = Json::parse(app::failures_json(failures).dump());
+  CHECK(has(only(facts).text, "does not know the secret"));
+  failures[0].guest = "web2";
+  facts.failures = Json::parse(app::failures_json(failures).dump());
+  CHECK(explain_failures(facts).size() == 2);
 }
 
 TEST_CASE("an older kvmid knows no failures, and an odd answer is none", "[kvmictl]") {
