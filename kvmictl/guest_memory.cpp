@@ -78,7 +78,10 @@ Result<std::uint64_t, ClientError> GuestMemory::read(std::uint64_t address, std:
 Result<TranslateGvaReply, ClientError> GuestMemory::translate(std::uint64_t gva) {
   if (asks_hypervisor()) {
     auto reply = client().translate_gva(vcpu_, Gva{gva});
-    if (reply || !is_missing(reply.error())) return reply;
+    // A hypervisor of an older dialect tells no page size and no rights: the page tables do.
+    const bool short_answer = reply && reply->page_bytes == 0;
+    if (short_answer && !client().welcome().commands.has(CommandId::GetRegisters)) return reply;
+    if (!short_answer && (reply || !is_missing(reply.error()))) return reply;
   }
   const auto state = paging();
   if (!state) return state.error();

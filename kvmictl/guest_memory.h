@@ -45,8 +45,8 @@ class GuestMemory {
   Result<void, client::ClientError> check(std::uint64_t address, std::uint64_t bytes);
   /// The cookie. A virtual range is walked as translate() does it.
   Result<std::uint64_t, client::ClientError> read(std::uint64_t address, std::span<std::byte> out);
-  /// By a walk over the guest's page tables where its RAM is granted or the hypervisor translates nothing; else by
-  /// the hypervisor.
+  /// By a walk over the guest's page tables where its RAM is granted, or the hypervisor translates nothing or tells no
+  /// page size and rights; else by the hypervisor.
   Result<TranslateGvaReply, client::ClientError> translate(std::uint64_t gva);
   /// "TRANSLATE_GVA" or "page tables": how translate() did it.
   [[nodiscard]] std::string_view translated_by() const { return walks_ ? "page tables" : "TRANSLATE_GVA"; }

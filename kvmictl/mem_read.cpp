@@ -148,8 +148,10 @@ int mem_translate(const Arguments& arguments) {
   const std::string size = large                            ? std::to_string(found->page_bytes >> 30U) + " GiB"
                            : found->page_bytes >= 1U << 20U ? std::to_string(found->page_bytes >> 20U) + " MiB"
                                                             : std::to_string(found->page_bytes >> 10U) + " KiB";
-  return print(labelled("gpa", hex(found->gpa.value)) + labelled("page", size) + labelled("rights", rights) +
-               labelled("user", found->user ? "yes" : "no") + labelled("by", by))
+  const bool told = found->page_bytes != 0;  // not by a hypervisor of an older dialect
+  return print(labelled("gpa", hex(found->gpa.value)) + labelled("page", told ? size : "not told") +
+               labelled("rights", told ? rights : "not told") +
+               labelled("user", !told ? "not told" : found->user ? "yes" : "no") + labelled("by", by))
              ? kOk
              : kFailed;
 }

@@ -92,6 +92,17 @@ TEST_CASE("without TRANSLATE_GVA page tables are walked by READ_PHYSICAL", "[int
   CHECK(has(errors_of(beyond), "READ_PHYSICAL failed"));
 }
 
+TEST_CASE("where the hypervisor tells no page size, it is found in the page tables", "[integration]") {
+  CtlScene scene;
+  Guest old(scene.folder, {.name = "old1", .uuid = uuid_of(7), .vcpus = 2, .arguments = {"--dialect", "v7"}});
+  old.wait_online();
+  const Json found = scene.ctl_json({"mem", "translate", "old1", "0x600008", "--vcpu", "1"});
+  CHECK(found.at("translated_by") == "page tables");
+  CHECK(found.at("gpa") == "0x600008");
+  CHECK(found.at("page_bytes") == 2U << 20U);
+  CHECK(found.at("rights") == "rwx");
+}
+
 TEST_CASE("where guest RAM is granted, page tables and bytes are read in place", "[integration]") {
   if (!can_be_nobody()) return;
   const WalkScene scene(kInPlaceOnly);
