@@ -176,7 +176,7 @@ ObjectReader::ObjectReader(const Json& node, std::string path) : node_(node), pa
 }
 
 const Json* ObjectReader::find(const char* key) {
-  known_.emplace_back(key);
+  if (std::find(known_.begin(), known_.end(), key) == known_.end()) known_.emplace_back(key);
   const auto it = node_.find(key);
   return it == node_.end() ? nullptr : &*it;
 }

@@ -191,7 +191,7 @@ TEST_CASE("each mistake in a tool to connect to is named with its path", "[confi
        "/dial/0/redial_ms: must be between 10 and 30000, is 9"},
       {R"("name":"a","unix":"/a","dialect":"v7","cookie_file":"/nonexistent/x")",
        "/dial/0/cookie_file: there is no file \"/nonexistent/x\""},
-      {R"("name":"a","unix":"/a","dialect":"v7","port":1)",
+      {R"("name":"a","unix":"/a","dialect":"v7","role":"decider","priority":1,"port":1)",
        "/dial/0/port: unknown key; there are: name, unix, vsock, dialect, guests, role, priority, cookie_file, "
        "redial_ms"},
   }));
