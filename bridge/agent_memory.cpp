@@ -20,6 +20,9 @@ bool within_page(Gpa gpa, std::uint64_t size) {
   return size != 0 && size <= kPageSize && gpa.value % kPageSize + size <= kPageSize;
 }
 
+/// The last bytes of the address space are no memory, and KVMI 2 has no message for them.
+bool wraps(std::uint64_t gpa, std::uint64_t size) { return gpa + size < size; }
+
 ErrorCode of_memory(ErrorCode error) { return error == ErrorCode::Fault ? ErrorCode::NoEntry : error; }
 
 Command pages_command(const std::vector<kvmi_page_access_entry>& entries, std::vector<std::byte>& bytes) {
@@ -42,6 +45,7 @@ void AgentBridge::Impl::ask_read(Gpa gpa, std::uint32_t size, Then then) {
 
 void AgentBridge::Impl::run(Slot& slot, const kvmi1::ReadPhysical& command) {
   if (!within_page(command.gpa, command.size)) return finish(slot, ErrorCode::Invalid);
+  if (wraps(command.gpa.value, command.size)) return finish(slot, ErrorCode::NoEntry);
   std::vector<std::uint16_t> own;
   for (auto it = patches_.lower_bound(command.gpa.value);
        it != patches_.end() && *it - command.gpa.value < command.size; ++it) {
@@ -84,13 +88,17 @@ void AgentBridge::Impl::run(Slot& slot, const kvmi1::WritePhysical& command) {
   const std::uint64_t gpa = command.gpa.value;
   const std::uint64_t size = command.data.size();
   if (!within_page(command.gpa, size)) return finish(slot, ErrorCode::Invalid);
+  if (wraps(gpa, size)) return finish(slot, ErrorCode::NoEntry);
   const bool breakpoint = options_.breakpoints_are_patches && size == 1 && command.data[0] == kBreakpoint;
   if (breakpoint) {
-    if (patches_.contains(gpa)) return finish(slot, 0);
+    if (patches_.contains(gpa) && !doubted_.contains(gpa)) return finish(slot, 0);
     auto held = std::make_shared<Step>(*this);
     return ask_write(command.gpa, command.data, KVMI_WRITE_PATCH, keep(),
                      [this, &slot, gpa, held](const CommandReply& reply) {
-                       if (reply.error == ErrorCode::None) patches_.insert(gpa);
+                       if (reply.error == ErrorCode::None) {
+                         patches_.insert(gpa);
+                         doubted_.erase(gpa);
+                       }
                        finish(slot, of_memory(reply.error));
                      });
   }
@@ -117,6 +125,7 @@ void AgentBridge::Impl::next_unpatch(Slot& slot, std::shared_ptr<Unpatching> tas
                        const bool gone = reply.error == ErrorCode::None || reply.error == ErrorCode::NoEntry;
                        if (gone) {
                          patches_.erase(place);
+                         doubted_.erase(place);
                        } else if (task->first_error == ErrorCode::None) {
                          task->first_error = reply.error;
                        }
@@ -183,6 +192,10 @@ void AgentBridge::Impl::run(Slot& slot, const kvmi1::SetPageAccess& command) {
       continue;
     }
     const std::uint64_t gpa = entry.gpa & ~(kPageSize - 1);
+    if (wraps(gpa, kPageSize)) {
+      if (!is_v6_or_v7()) task->first_error = ErrorCode::Invalid;  // see next_page()
+      continue;
+    }
     if (!task->runs.empty()) {
       kvmi_page_access_entry& last = task->runs.back();
       if (last.access == entry.access && last.gpa + std::uint64_t{last.pages} * kPageSize == gpa) {
@@ -250,6 +263,7 @@ void AgentBridge::Impl::next_access(Slot& slot, std::shared_ptr<AccessQuery> tas
     return finish(slot, 0, kvmi1::GetPageAccessReply{task->access});
   }
   const Gpa page{task->gpas[task->access.size()] & ~(kPageSize - 1)};
+  if (wraps(page.value, kPageSize)) return finish(slot, ErrorCode::NoEntry);
   ask(GetPageAccess{page, 1, AddressSpace::Normal}, [this, &slot, task](const CommandReply& reply) {
     const auto* found = std::get_if<GetPageAccessReply>(&reply.body);
     if (found == nullptr || found->entries.empty()) return finish(slot, of_memory(reply.error));
@@ -262,6 +276,7 @@ void AgentBridge::Impl::next_access(Slot& slot, std::shared_ptr<AccessQuery> tas
 
 void AgentBridge::Impl::run(Slot& slot, const kvmi1::GetVcpuPageAccess& command) {
   const Gpa page{command.gpa.value & ~(kPageSize - 1)};
+  if (wraps(page.value, kPageSize)) return finish(slot, ErrorCode::NoEntry);
   ask(GetPageAccess{page, 1, AddressSpace::Normal}, [this, &slot](const CommandReply& reply) {
     const auto* found = std::get_if<GetPageAccessReply>(&reply.body);
     if (found == nullptr || found->entries.empty()) return finish(slot, of_memory(reply.error));
@@ -271,6 +286,7 @@ void AgentBridge::Impl::run(Slot& slot, const kvmi1::GetVcpuPageAccess& command)
 
 void AgentBridge::Impl::run(Slot& slot, const kvmi1::SetVcpuPageAccess& command) {
   if ((command.access & ~std::uint32_t{kAccessBits}) != 0) return finish(slot, ErrorCode::Invalid);
+  if (wraps(command.gpa.value & ~(kPageSize - 1), kPageSize)) return finish(slot, ErrorCode::Fault);
   const auto access = static_cast<std::uint8_t>(command.access);
   std::vector<std::byte> bytes;
   Command page = pages_command({{command.gpa.value & ~(kPageSize - 1), 1, access, {}}}, bytes);

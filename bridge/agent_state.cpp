@@ -165,7 +165,8 @@ void AgentBridge::Impl::read_msrs(VcpuId vcpu, const std::vector<std::uint32_t>&
       std::move(bytes));
 }
 
-/// Without MTRRs all memory is write-back, as KVM has it; with MTRRs that are off all is uncacheable.
+/// Without MTRRs all memory is write-back, as KVM has it; with MTRRs that are off all is uncacheable. A capability of 0 is
+/// that of a vCPU without: hypervisors of v6 and v7 answer so for MSRs that are not there.
 void AgentBridge::Impl::run(Slot& slot, const kvmi1::GetMtrrType& command) {
   const auto answer = [this, &slot](x86::MemoryType type) {
     finish(slot, 0, kvmi1::GetMtrrTypeReply{static_cast<std::uint64_t>(type)});
@@ -191,6 +192,7 @@ void AgentBridge::Impl::run(Slot& slot, const kvmi1::GetMtrrType& command) {
               if (msrs.empty()) return refused(reply.error);
               x86::Mtrrs mtrrs;
               mtrrs.cap = msrs[0].value;
+              if (mtrrs.cap == 0) return answer(x86::MemoryType::WriteBack);
               mtrrs.def_type = msrs[1].value;
               std::vector<std::uint32_t> ranges;
               if (x86::has_fixed_mtrrs(mtrrs.cap)) {

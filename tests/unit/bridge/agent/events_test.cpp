@@ -242,6 +242,25 @@ TEST_CASE("INJECT_EXCEPTION subscribes to TRAP, tells it, and takes the subscrip
   CHECK(reply_of(rig, 41).action == Action::Allow);
 }
 
+TEST_CASE("a tool that lost its TRAP by the deadline may inject again", "[agent]") {
+  Rig rig(DialectId::V7);
+  rig.send(kvmi1::InjectException{kVcpu0, 3, false, 0, 0});
+  static_cast<void>(rig.serve<ControlEvents>(ControlEventsReply{}));
+  static_cast<void>(rig.serve<InjectException>());
+  TrapData data;
+  data.vector = 3;
+  data.flags = KVMI_TRAP_F_INJECTED;
+  rig.raise(event_with(data), 41);
+  static_cast<void>(rig.serve<ControlEvents>(ControlEventsReply{}));
+  static_cast<void>(rig.told());
+  CHECK(rig.error_of(rig.send(kvmi1::InjectException{kVcpu0, 3, false, 0, 0})) == kEbusy);
+  rig.expire(kVcpu0, EventKind::Trap, 41);
+  const auto seq = rig.send(kvmi1::InjectException{kVcpu0, 3, false, 0, 0});
+  static_cast<void>(rig.serve<ControlEvents>(ControlEventsReply{}));
+  static_cast<void>(rig.serve<InjectException>());
+  CHECK(rig.error_of(seq) == 0);
+}
+
 TEST_CASE("an injection that fails leaves no TRAP to wait for", "[agent]") {
   Rig rig(DialectId::V12);
   auto seq = rig.send(kvmi1::InjectException{kVcpu0, 3, false, 0, 0});

@@ -190,6 +190,30 @@ TEST_CASE("no pages are no command; views but 0 are refused", "[agent]") {
   CHECK(rig.idle());
 }
 
+TEST_CASE("the end of the address space is no memory, and the core is not asked", "[agent]") {
+  const std::uint64_t all = ~std::uint64_t{0};
+  for (const auto dialect : {DialectId::V7, DialectId::V12}) {
+    Rig rig(dialect);
+    const auto byte = bytes_of({0x55});
+    const auto cc = bytes_of({0xcc});
+    CHECK(rig.error_of(rig.send(kvmi1::ReadPhysical{Gpa{all}, 1})) == kEnoent);
+    CHECK(rig.error_of(rig.send(kvmi1::ReadPhysical{Gpa{all - 0xfff}, 4096})) == kEnoent);
+    CHECK(rig.error_of(rig.send(kvmi1::WritePhysical{Gpa{all}, byte})) == kEnoent);
+    CHECK(rig.error_of(rig.send(kvmi1::WritePhysical{Gpa{all}, cc})) == kEnoent);
+    CHECK(rig.idle());
+    // Neither does its last page become one run with page 0.
+    const std::vector<kvmi1::PageAccessEntry> entries = {entry(all, 5), entry(0, 5)};
+    const auto seq = rig.send(kvmi1::SetPageAccess{0, std::span<const kvmi1::PageAccessEntry>(entries)});
+    const auto* asked = rig.next<SetPageAccess>();
+    REQUIRE(asked != nullptr);
+    REQUIRE(asked->entries.size() == 1);
+    CHECK(asked->entries[0].gpa == 0);
+    CHECK(asked->entries[0].pages == 1);
+    rig.answer();
+    CHECK(rig.error_of(seq) == (dialect == DialectId::V7 ? 0 : kEinval));
+  }
+}
+
 TEST_CASE("a list that is refused is tried page by page: v7 ignores what is no memory, v12 does not", "[agent]") {
   for (const auto dialect : {DialectId::V7, DialectId::V12}) {
     Rig rig(dialect);

@@ -144,6 +144,11 @@ TEST_CASE("GET_MTRR_TYPE: MTRRs that are off, that are not there, and that canno
   rig.send(kvmi1::GetMtrrType{kVcpu0, Gpa{0x1000}});
   rig.serve_refused<GetRegisters>(ErrorCode::Invalid);
   CHECK(rig.body_of<kvmi1::GetMtrrTypeReply>(rig.told_one()).type == 6);
+  // v6 and v7 hypervisors answer 0 for MSRs that are not there.
+  rig.send(kvmi1::GetMtrrType{kVcpu0, Gpa{0x1000}});
+  const std::vector<kvmi_x86_msr> none = {{x86::msr::kMtrrCap, 0, 0}, {x86::msr::kMtrrDefType, 0, 0}};
+  rig.serve<GetRegisters>(registers(none));
+  CHECK(rig.body_of<kvmi1::GetMtrrTypeReply>(rig.told_one()).type == 6);
   const auto seq = rig.send(kvmi1::GetMtrrType{kVcpu0, Gpa{0x1000}});
   rig.serve_refused<GetRegisters>(ErrorCode::NoDevice);
   CHECK(rig.error_of(seq) == kEopnotsupp);
