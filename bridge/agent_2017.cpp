@@ -26,10 +26,13 @@ void AgentBridge::Impl::run(Slot& slot, const kvmi1::PauseGuest&) {
   ask(PauseVcpu{kAllVcpus}, [this, &slot](const CommandReply& reply) {
     if (reply.error != ErrorCode::None || off_) {
       guest_pauses_ = 0;
+      for (Vcpu& vcpu : vcpus_) vcpu.guest_pauses = 0;  // the core takes them back
       return finish(slot, reply.error != ErrorCode::None ? reply.error : ErrorCode::NotSupported);
     }
     slot.confirmed = true;
-    if (slot.waits.empty()) finish(slot, 0);
+    if (slot.waits.empty()) return finish(slot, 0);
+    if (!rights.commands.has(CommandId::PauseVcpu)) return finish(slot, ErrorCode::NotPermitted);  // not any more
+    probe(slot);
   });
 }
 

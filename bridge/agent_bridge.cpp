@@ -39,8 +39,8 @@ bool closes_when_refused(kvmi1::CommandKind kind) {
 
 AgentBridge::Impl::Impl(Options options, const ToolRights& tool_rights)
     : rights(tool_rights), codec(kvmi1::codec(options.dialect)), options_(options) {
-  // How many vCPUs there are: event replies of others are refused, and only this end can do it.
-  ask(GetGuestInfo{}, [](const CommandReply&) {});
+  // How many vCPUs there are: what names others is refused, and only this end can do it. So nothing is served before.
+  ask(GetGuestInfo{}, [held = std::make_shared<Step>(*this)](const CommandReply&) {});
 }
 
 void AgentBridge::Impl::stop(std::string why) {
@@ -242,11 +242,7 @@ bool AgentBridge::Impl::guest_off(OffReason reason, ByteBuffer& wire) {
     vcpu.pauses_awaited = false;
     vcpu.guest_pauses = 0;
   }
-  std::vector<Slot*> waiting;
-  for (Slot& slot : slots_) {
-    if (!slot.done && slot.confirmed) waiting.push_back(&slot);
-  }
-  for (Slot* slot : waiting) finish(*slot, ErrorCode::NotSupported);
+  end_waits(ErrorCode::NotSupported);
   pump();
   return unhook_wanted_;
 }
@@ -264,7 +260,7 @@ Result<void, std::string> AgentBridge::received(const Frame& frame, ByteBuffer& 
 
 void AgentBridge::deliver(const Event& event, Seq seq, ByteBuffer& wire) { impl_->deliver(event, seq, wire); }
 void AgentBridge::deliver(const CommandReply& reply, Seq seq, ByteBuffer& wire) { impl_->deliver(reply, seq, wire); }
-void AgentBridge::deliver(const Notice& notice, ByteBuffer&) { impl_->deliver(notice); }
+void AgentBridge::deliver(const Notice& notice, ByteBuffer& wire) { impl_->deliver(notice, wire); }
 bool AgentBridge::guest_off(OffReason reason, ByteBuffer& wire) { return impl_->guest_off(reason, wire); }
 PassedQueue<Downward>& AgentBridge::down() { return impl_->down; }
 const std::optional<std::string>& AgentBridge::broken() const { return impl_->broken; }

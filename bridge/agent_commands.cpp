@@ -78,26 +78,45 @@ void AgentBridge::Impl::run(Slot& slot, const kvmi1::GetMaxGfn&) {
 void AgentBridge::Impl::run(Slot& slot, const kvmi1::PauseVcpu& command) {
   const OpenEvent* open = open_at(command.vcpu);
   if (command.wait && (open == nullptr || !open->awaited)) slot.waits.push_back(command.vcpu);
-  ask(PauseVcpu{command.vcpu}, [this, &slot, vcpu = command.vcpu](const CommandReply& reply) {
+  ask(PauseVcpu{command.vcpu}, [this, &slot](const CommandReply& reply) {
     if (reply.error != ErrorCode::None) return finish(slot, reply.error);
     if (off_) return finish(slot, ErrorCode::NotSupported);
     slot.confirmed = true;
     if (slot.waits.empty()) return finish(slot, 0);
-    probe(slot, vcpu);
+    if (!rights.commands.has(CommandId::PauseVcpu)) return finish(slot, ErrorCode::NotPermitted);  // not any more
+    probe(slot);
   });
 }
 
 /// A vCPU that the guest has not started stops when it starts, which may be never. The kernel does not wait for it, and
 /// neither is anything waited for here that such a vCPU has to do: it says so when it is asked for its registers.
-void AgentBridge::Impl::probe(Slot& slot, VcpuId vcpu) {
+void AgentBridge::Impl::probe(Slot& slot) {
   if (!rights.commands.has(CommandId::GetRegisters)) return;
   slot.ticket = ++last_ticket_;
-  ask(GetRegisters{vcpu, {}}, [this, ticket = slot.ticket](const CommandReply& reply) {
-    if (reply.error == ErrorCode::None) return;
+  probe_next(slot.ticket, {slot.waits.rbegin(), slot.waits.rend()});
+}
+
+/// One vCPU after another, the last of the list first.
+void AgentBridge::Impl::probe_next(std::uint32_t ticket, std::vector<VcpuId> vcpus) {
+  const VcpuId vcpu = vcpus.back();
+  vcpus.pop_back();
+  ask(GetRegisters{vcpu, {}}, [this, ticket, vcpu, rest = std::move(vcpus)](const CommandReply& reply) {
     const auto waiting = std::find_if(slots_.begin(), slots_.end(),
                                       [&](const Slot& other) { return other.ticket == ticket && !other.done; });
-    if (waiting != slots_.end()) finish(*waiting, 0);
+    if (waiting == slots_.end()) return;
+    if (reply.error != ErrorCode::None) std::erase(waiting->waits, vcpu);
+    if (waiting->waits.empty()) return finish(*waiting, 0);
+    if (!rest.empty()) probe_next(ticket, rest);
   });
+}
+
+/// What is waited for will not come.
+void AgentBridge::Impl::end_waits(ErrorCode error) {
+  std::vector<Slot*> waiting;
+  for (Slot& slot : slots_) {
+    if (!slot.done && slot.confirmed) waiting.push_back(&slot);
+  }
+  for (Slot* slot : waiting) finish(*slot, error);
 }
 
 /// The vCPU stands still for this tool: pauses that waited for it are answered.

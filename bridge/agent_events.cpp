@@ -69,7 +69,9 @@ void AgentBridge::Impl::deliver(const Event& event, Seq seq, ByteBuffer& wire) {
     if (!guest_off(unhook->reason, wire)) stop("the guest goes, and the tool does not want to be told before");
     return;
   }
-  if (is(kvmi1::DialectId::Rfc2017) && keep_guest_pause(event, seq)) {
+  if (is(kvmi1::DialectId::Rfc2017) && kind == EventKind::Pause && event.decide) {
+    // Where nobody pauses any more the vCPU goes on, but a PAUSE_GUEST before that is still to be answered.
+    if (!keep_guest_pause(event, seq)) reply_to_core(event.vcpu, seq, kind, mildest(event.actions));
     stopped(event.vcpu);
     return pump();
   }
@@ -139,7 +141,8 @@ void AgentBridge::Impl::forget_injection(Vcpu& vcpu) {
   vcpu.trap_on = false;
 }
 
-void AgentBridge::Impl::deliver(const Notice& notice) {
+void AgentBridge::Impl::deliver(const Notice& notice, ByteBuffer& wire) {
+  wire_ = &wire;
   if (notice.kind == NoticeKind::Demoted) {
     // Without a kind of event it is about all of them.
     if (notice.event == EventKind::Unhook) {
@@ -150,6 +153,10 @@ void AgentBridge::Impl::deliver(const Notice& notice) {
   }
   if (notice.kind == NoticeKind::Revoked) {
     for (Vcpu& vcpu : vcpus_) forget_injection(vcpu);
+    // It does not say what was withdrawn.
+    doubted_ = patches_;
+    if (!rights.commands.has(CommandId::PauseVcpu)) end_waits(ErrorCode::NotPermitted);
+    return pump();
   }
   if (notice.kind != NoticeKind::Expired || notice.vcpu.value >= vcpus_.size()) return;
   Vcpu& vcpu = vcpus_[notice.vcpu.value];

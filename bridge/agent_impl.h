@@ -37,7 +37,7 @@ class AgentBridge::Impl {
   Result<void, std::string> received(const Frame& frame, ByteBuffer& wire);
   void deliver(const Event& event, Seq seq, ByteBuffer& wire);
   void deliver(const CommandReply& reply, Seq seq, ByteBuffer& wire);
-  void deliver(const Notice& notice);
+  void deliver(const Notice& notice, ByteBuffer& wire);
   bool guest_off(OffReason reason, ByteBuffer& wire);
 
   ToolRights rights;
@@ -163,7 +163,9 @@ class AgentBridge::Impl {
   void run(Slot& slot, const kvmi1::SwitchEptView& command);
   void subscribe(Slot& slot, VcpuId vcpu, EventKind kind, bool enable);
   void inject(Slot& slot, const InjectException& exception, std::shared_ptr<Step> step);
-  void probe(Slot& slot, VcpuId vcpu);
+  void probe(Slot& slot);
+  void probe_next(std::uint32_t ticket, std::vector<VcpuId> vcpus);
+  void end_waits(ErrorCode error);
   [[nodiscard]] std::int32_t refusal_of_view(std::uint16_t view) const;
   /// Commands that KVMI 2 has nothing for: served() refuses them before.
   void run(Slot& slot, const auto&) { finish(slot, ErrorCode::NotSupported); }
@@ -256,6 +258,7 @@ class AgentBridge::Impl {
   bool unhook_told_ = false;
   EventSet observed_;                ///< kinds that the tool may only observe since it was silent
   std::set<std::uint64_t> patches_;  ///< GPAs of the tool's own 0xCC bytes
+  std::set<std::uint64_t> doubted_;  ///< those of them that may have been withdrawn: they are asked for again
   std::vector<Vcpu> vcpus_;
   std::map<std::uint32_t, VcpuId> ended_;  ///< events that the tool may still answer, without effect
   std::uint32_t last_event_ = 0;

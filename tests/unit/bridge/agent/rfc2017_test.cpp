@@ -55,6 +55,8 @@ TEST_CASE("2017: PAUSE_GUEST stops every vCPU without events, UNPAUSE_GUEST lets
   CHECK(rig.serve<PauseVcpu>().vcpu == kAllVcpus);
   rig.raise(event_with(PauseData{}, kVcpu0), 7);
   CHECK(rig.told().empty());
+  rig.serve<GetRegisters>(GetRegistersReply{});  // have they been started?
+  rig.serve<GetRegisters>(GetRegistersReply{});
   rig.raise(event_with(PauseData{}, kVcpu1), 8);
   CHECK(rig.error_of(seq) == 0);
   // Paused vCPUs take registers.
@@ -81,10 +83,45 @@ TEST_CASE("2017: a PAUSE event that comes when nobody pauses any more is let go"
   rig.send(kvmi1::PauseGuest{});
   rig.serve<PauseVcpu>();
   rig.raise(event_with(PauseData{}, kVcpu0), 7);
+  rig.serve<GetRegisters>(GetRegistersReply{});
+  rig.serve<GetRegisters>(GetRegistersReply{});
   rig.send(kvmi1::UnpauseGuest{});
   CHECK(rig.next_reply()->first == Seq{7});
+  CHECK(rig.told().empty());
   rig.raise(event_with(PauseData{}, kVcpu1), 8);
   CHECK(rig.next_reply()->first == Seq{8});
+  // Both commands are answered then: PAUSE_GUEST does not wait for a vCPU that nobody pauses any more.
+  CHECK(rig.told().size() == 2);
+}
+
+TEST_CASE("2017: PAUSE_GUEST does not wait for vCPUs that have not been started", "[agent]") {
+  auto rig = rig_2017();
+  const auto seq = rig.send(kvmi1::PauseGuest{});
+  rig.serve<PauseVcpu>();
+  CHECK(rig.serve_refused<GetRegisters>(ErrorCode::TryAgain).vcpu == kVcpu0);
+  CHECK(rig.told().empty());
+  CHECK(rig.serve_refused<GetRegisters>(ErrorCode::TryAgain).vcpu == kVcpu1);
+  CHECK(rig.error_of(seq) == 0);
+  CHECK(rig.idle());
+}
+
+TEST_CASE("2017: a PAUSE_GUEST that fails leaves nothing paused", "[agent]") {
+  auto rig = rig_2017();
+  const auto seq = rig.send(kvmi1::PauseGuest{});
+  REQUIRE(rig.next<PauseVcpu>() != nullptr);
+  rig.raise(event_with(PauseData{}, kVcpu0), 7);  // the core takes it back with the command
+  rig.refuse(ErrorCode::Busy);
+  CHECK(rig.error_of(seq) == kEbusy);
+  const auto again = rig.send(kvmi1::PauseGuest{});
+  rig.serve<PauseVcpu>();
+  rig.raise(event_with(PauseData{}, kVcpu0), 9);
+  rig.raise(event_with(PauseData{}, kVcpu1), 10);
+  CHECK(rig.error_of(again) == 0);
+  rig.serve<GetRegisters>(GetRegistersReply{});
+  rig.send(kvmi1::UnpauseGuest{});
+  CHECK(rig.next_reply()->first == Seq{9});
+  CHECK(rig.next_reply()->first == Seq{10});
+  CHECK(rig.idle());
 }
 
 TEST_CASE("2017: replies are bits: ALLOW, registers, no emulation", "[agent]") {
