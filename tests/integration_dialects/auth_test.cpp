@@ -181,7 +181,7 @@ TEST_CASE("a tool must prove to know the secret of its entry", "[integration][di
   ToolScene scene({.tools = {dialect}, .dial_overrides = {{"cookie_file", file}}});
   Kvmi1Tool& tool = scene.tool();
   tool.accept();  // says none
-  CHECK(tool.wait_closed());
+  CHECK_THROWS_WITH(tool.next(), Catch::Contains("closed"));  // not a byte more
   CHECK(scene.wait_failure("cookie", "did not say").at("side") == "dial");
   CHECK(has(scene.doctor(), "the tool does not know the secret"));
 
@@ -189,7 +189,7 @@ TEST_CASE("a tool must prove to know the secret of its entry", "[integration][di
   wrong[0] ^= 1;
   tool.set_cookie(wrong);
   tool.accept();
-  CHECK(tool.wait_closed());
+  CHECK_THROWS_WITH(tool.next(), Catch::Contains("closed"));
   static_cast<void>(scene.wait_failure("cookie", "is not the one"));
   CHECK(scene.agent_json("tool0").is_null());
 
