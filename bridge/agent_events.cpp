@@ -79,6 +79,7 @@ void AgentBridge::Impl::deliver(const Event& event, Seq seq, ByteBuffer& wire) {
   const bool untold = !is(kvmi1::DialectId::Rfc2017) && changes_nothing(event);
   if (untold || !codec.number_of(kind) || swallow_trap(event)) {
     if (event.decide) reply_to_core(event.vcpu, seq, kind, mildest(event.actions));
+    if (kind == EventKind::Pause) stopped(event.vcpu);  // rfc2017: UNPAUSE_GUEST came before it
     return pump();
   }
   Vcpu& vcpu = at(event.vcpu);
