@@ -48,6 +48,10 @@ def machine_seeds(folder):
                 data += chance.randbytes(chance.randrange(3, 12))
             write(folder, "fuzz_guest_machine", f"{name}-{number}", bytes(data))
             write(folder, "fuzz_vcpu_machine", f"{name}-{number}", chance.randbytes(50 << (number % 4)))
+    for target in ("fuzz_agent_bridge", "fuzz_hypervisor_bridge"):
+        for number in range(16):
+            chance = random.Random(f"{target}-{number}")
+            write(folder, target, f"any-{number}", bytes([number % 4, number]) + chance.randbytes(100 << (number % 5)))
 
 
 def recorded_seeds(folder):
