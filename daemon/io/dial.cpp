@@ -62,6 +62,10 @@ Started start_connecting(const DialedAgent& agent) {
   return started;
 }
 
+std::string no_rule(const core::Peer& peer, const std::string& guest) {
+  return "no policy rule lets " + to_string(peer) + " use guest " + guest;
+}
+
 std::string text_of(HelloFailure failure, const std::string& text, std::chrono::milliseconds timeout) {
   switch (failure) {
     case HelloFailure::TimedOut: return "no answer within " + std::to_string(timeout.count()) + " ms";
@@ -164,6 +168,12 @@ void Dialler::Dial::connected() {
   Greeted fresh;
   fresh.fd.reset(descriptor_.release());
   fresh.connection = std::move(place_);
+  auto peer = peer_of(fresh.fd.get());
+  if (!peer) return fail(step::kPeer, ErrorCode::NotPermitted, peer.error());
+  fresh.peer = std::move(*peer);
+  // Whoever sits there without a right to the guest learns nothing, not even that there is one.
+  if (core::find_grant(owner_.settings_.policy, fresh.peer, guest_.name, uuid_) == nullptr)
+    return refuse_peer(fresh.peer, step::kPolicy, ErrorCode::NotPermitted, no_rule(fresh.peer, guest_.name));
   const ByteBuffer bytes = qemu_handshake(agent_.dialect, uuid_, guest_.name, guest_.facts);
   if (!send_first(fresh.fd.get(), bytes))
     return fail(step::kSent, ErrorCode::NoDevice, "it closed the connection before the handshake was sent");
@@ -180,16 +190,18 @@ void Dialler::Dial::connected() {
       });
 }
 
+/// For the audit log, too.
+void Dialler::Dial::refuse_peer(const core::Peer& peer, std::string_view at, ErrorCode error, const std::string& text) {
+  refused_.emplace();
+  refused_->hello.uuid = uuid_;
+  refused_->hello.name = agent_.name;
+  refused_->peer = peer;
+  fail(at, error, text);
+}
+
 void Dialler::Dial::answered(Greeted greeted) {
-  AgentArrival arrival;
-  arrival.hello.uuid = uuid_;
-  arrival.hello.name = agent_.name;
-  auto peer = peer_of(greeted.fd.get());
-  if (!peer) return fail(step::kPeer, ErrorCode::NotPermitted, peer.error());
-  arrival.peer = std::move(*peer);
   const auto refuse = [&](std::string_view at, ErrorCode error, const std::string& text) {
-    refused_ = std::move(arrival);
-    fail(at, error, text);
+    refuse_peer(greeted.peer, at, error, text);
   };
   if (agent_.cookie) {
     CookieHash said;
@@ -201,13 +213,16 @@ void Dialler::Dial::answered(Greeted greeted) {
   }
   const auto found = owner_.services_.registry.find(uuid_);
   if (!found.session || !found.ready) return fail(step::kGuest, ErrorCode::NoEntry, "the guest is gone");
-  const core::Grant* grant = core::find_grant(owner_.settings_.policy, arrival.peer, found.name, uuid_);
-  if (grant == nullptr)
-    return refuse(step::kPolicy, ErrorCode::NotPermitted,
-                  "no policy rule lets " + to_string(arrival.peer) + " use guest " + found.name);
-  auto attachment = owner_.services_.registry.attachment(arrival.peer, grant->quota.attachments_max);
+  const core::Grant* grant = core::find_grant(owner_.settings_.policy, greeted.peer, found.name, uuid_);
+  if (grant == nullptr)  // not any more
+    return refuse(step::kPolicy, ErrorCode::NotPermitted, no_rule(greeted.peer, found.name));
+  auto attachment = owner_.services_.registry.attachment(greeted.peer, grant->quota.attachments_max);
   if (!attachment) return refuse(step::kPolicy, attachment.error().error, attachment.error().text);
 
+  AgentArrival arrival;
+  arrival.hello.uuid = uuid_;
+  arrival.hello.name = agent_.name;
+  arrival.peer = std::move(greeted.peer);
   arrival.fd = std::move(greeted.fd);
   arrival.connection = std::move(greeted.connection);
   arrival.attachment = std::move(*attachment);

@@ -43,6 +43,7 @@ class Dialler::Dial : public std::enable_shared_from_this<Dial> {
   void connected();
   void answered(Greeted greeted);
   void fail(std::string_view step, ErrorCode error, const std::string& text);
+  void refuse_peer(const core::Peer& peer, std::string_view step, ErrorCode error, const std::string& text);
   void wait_to_redial();
   void lost();
   void release();

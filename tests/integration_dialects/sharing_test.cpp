@@ -202,12 +202,10 @@ TEST_CASE("reload adds tools, changes them, and takes them away", "[integration]
   scene.guest.do_times(GuestMode::Cr4, 2);
 }
 
-TEST_CASE("a tool that policy does not let in hears no more than the handshake, and is let in after a reload",
-          "[integration][dialects]") {
+TEST_CASE("a tool that policy does not let in hears nothing, and is let in after a reload", "[integration][dialects]") {
   ToolScene scene({.rule_overrides = {{"guests", {"db*"}}}});
   Kvmi1Tool& tool = scene.tool();
-  tool.accept();
-  CHECK_THROWS_WITH(tool.next(), Catch::Contains("closed"));  // not a byte more
+  CHECK_THROWS_WITH(tool.accept(), Catch::Contains("closed"));  // not even of the guest
   const Json failure = scene.wait_failure("policy");
   CHECK(failure.at("side") == "dial");
   CHECK(failure.at("peer").get<std::string>().find("tool0") == 0);
@@ -219,8 +217,8 @@ TEST_CASE("a tool that policy does not let in hears no more than the handshake, 
   scene.reload();
   // Those that were refused meanwhile are still in the queue.
   CHECK(wait_until([&] {
-    tool.accept();
     try {
+      tool.accept();
       return tool.call(kvmi1::GetVersion{}).ok();
     } catch (const TestError&) {
       return false;
