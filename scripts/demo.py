@@ -19,11 +19,14 @@ import time
 sys.dont_write_bytecode = True  # nothing is left behind
 from demo_parts import (  # noqa: E402
     ARG_HAMMER_CALLS, CALLS, DONE, EXCEPTIONS, EXEC_PAGE, FUNCTION_BYTES, GuestRam, HAMMER_CALLS, HAMMER_GPA,
-    HAMMER_HITS, Http, LONG_CALLS, MAILBOX, MAILBOX_BYTES, MODE, MODE_ALL, MODE_EXEC, MODE_HAMMER, MODE_INT3,
-    PROTECTED_PAGE, USER_SYSCALLS, VCPUS, require)
+    HAMMER_HITS, Http, LONG_CALLS, MAILBOX, MAILBOX_BYTES, LSTAR, MODE, MODE_ALL, MODE_EXEC, MODE_HAMMER,
+    MODE_INT3, MODE_MSR_LSTAR, PROTECTED_PAGE, USER_SYSCALLS, VCPUS, require)
 
 GUEST = "demo"
 UUID = "6b766d69-6400-4000-8000-64656d6f0001"
+OLDER_GUEST = "demo-v7"
+OLDER_UUID = "6b766d69-6400-4000-8000-64656d6f0007"
+NO_ENTRY = "0xffffffff81000000"  # that guest never writes it to LSTAR, so every write of it is denied
 DEADLINE_MS = 400
 
 
@@ -302,6 +305,44 @@ class Demo:
         self.wait("events again", lambda: self.counters()["events"] > before + 5)
         self.say("  it is back, and the trace sees its events again")
 
+    def older(self, agent_socket):
+        """A guest whose hypervisor speaks what patched KVM hosts do; the guard is the one of before."""
+        guest = self.start("older", "kvmi-emu", "--socket", str(self.dir / "hypervisor.sock"), "--dialect", "v7", "--name",
+                           OLDER_GUEST, "--uuid", OLDER_UUID, "--vcpus", str(VCPUS), "--quiet")
+        known = self.wait("the guest of the older dialect", lambda: [
+            entry for entry in self.get("/v1/guests")["guests"] if entry["name"] == OLDER_GUEST and entry["state"] == "online"])[0]
+        require(known["dialect"] == "v7", "kvmid found out that it is v7")
+        self.say(f"  kvmid found out that {OLDER_GUEST} speaks {known['dialect']}; agents can use {len(known['commands'])} commands "
+                 f"and {len(known['events_supported'])} kinds of events there")
+        ram = GuestRam(guest.pid)
+        self.start("pin", "kvmi-guard", "--socket", agent_socket, "--guest", OLDER_GUEST, "--pin-lstar", NO_ENTRY, "--json")
+
+        def denied():
+            records = [json.loads(line) for line in list(self.lines["pin"]) if line.startswith("{")]
+            return [record for record in records if record.get("decide") and record.get("decision") == "skip"]
+
+        self.wait("a denied write of LSTAR", lambda: len({record["vcpu"] for record in denied()}) == VCPUS, 15)
+        def writes(count):
+            """The values that each vCPU reads back, until it has written so many times more."""
+            begun = ram.field(DONE + 8 * MODE_MSR_LSTAR)
+            seen = [set() for _ in range(VCPUS)]
+
+            def done():
+                for values, value in zip(seen, ram.field(LSTAR)):
+                    values.add(value)
+                return all(now >= was + count for now, was in zip(ram.field(DONE + 8 * MODE_MSR_LSTAR), begun))
+
+            self.wait("more writes of LSTAR", done, 15)
+            return seen
+
+        writes(1)  # what was read back before the guard came is gone
+        kept = writes(4)
+        count = len(denied())
+        self.say(f"  pin    | {count} writes of LSTAR denied so far; the guest reads back "
+                 + " and ".join(f"{'/'.join(hex(value) for value in values)} (vcpu {vcpu})" for vcpu, values in enumerate(kept)))
+        require(all(len(values) == 1 for values in kept), "LSTAR of the older guest stays as it was")
+        return {"older_dialect": known["dialect"], "older_denied": count}
+
     def denied_writes(self):
         count = 0
         for line in self.lines["guard"]:
@@ -315,7 +356,7 @@ class Demo:
     def run(self):
         config = self.dir / "kvmid.json"
         config.write_text(json.dumps({"policy": [{
-            "name": "demo", "match": {"uid": [os.getuid()]}, "guests": [GUEST], "commands": ["*"], "events": ["*"],
+            "name": "demo", "match": {"uid": [os.getuid()]}, "guests": [GUEST, OLDER_GUEST], "commands": ["*"], "events": ["*"],
             "role": "decider", "priority": 10, "deadline_ms": DEADLINE_MS, "default": "allow", "strikes": 3}]}))
         agent_socket = str(self.dir / "agent.sock")
 
@@ -409,6 +450,9 @@ class Demo:
             "user_syscalls": syscalls,
             **hooked,
         }
+        self.say("\n8. a patched KVM host brings a guest (kvmi-emu plays it, --dialect v7), and the same guard pins its LSTAR")
+        summary.update(self.older(agent_socket), guests=len(self.get("/v1/guests")["guests"]))
+
         self.say("\nSummary")
         for key, text in (("guests", "guests"), ("agents", "agents at once"), ("events", "events of the guest"),
                           ("decided", "decided by agents"), ("merged", "of those merged from two votes or more"),
@@ -416,7 +460,8 @@ class Demo:
                           ("hook_hits", "hits of the hook's breakpoint, counted by it and by the guest"),
                           ("hook_seen_by_others", "of its hits and page faults seen by others"),
                           ("hook_gone_after_kill_ms", "ms from kill -9 of the hook to the guest's own bytes being back"),
-                          ("released_after_kill_ms", "ms from kill -9 of the guard to the vCPU going on")):
+                          ("released_after_kill_ms", "ms from kill -9 of the guard to the vCPU going on"),
+                          ("older_denied", "writes of LSTAR denied in the guest of an older dialect")):
             self.say(f"  {summary[key]:>8}  {text}")
         return summary
 
