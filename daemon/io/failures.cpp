@@ -26,6 +26,13 @@ void FailureRing::add(ConnectionFailure failure) {
   if (last != ring_.rend() && last->step == failure.step && last->text == failure.text) {
     failure.times = last->times + 1;
     ring_.erase(std::next(last).base());
+  } else {
+    // Nor may one that fails differently each time: it pushes out its own.
+    const auto same_peer = [&](const ConnectionFailure& other) {
+      return other.side == failure.side && other.peer == failure.peer;
+    };
+    if (std::count_if(ring_.begin(), ring_.end(), same_peer) >= static_cast<std::ptrdiff_t>(kMaxOfPeer))
+      ring_.erase(std::find_if(ring_.begin(), ring_.end(), same_peer));
   }
   ring_.push_back(std::move(failure));
   if (ring_.size() > kMax) ring_.pop_front();

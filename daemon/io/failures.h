@@ -48,11 +48,13 @@ struct ConnectionFailure {
 /// The last failed connections, for the admin side.
 ///
 /// Purpose:  what to look at when a hypervisor or a tool does not show up.
-/// Bounds:   the last kMax; a failure that repeats the one before of the same peer and guest only counts it.
+/// Bounds:   the last kMax, of one peer the last kMaxOfPeer; a failure that repeats the one before of the same peer and
+///           guest only counts it.
 /// Threads:  any; a mutex inside. Never used for events.
 class FailureRing {
  public:
   static constexpr std::size_t kMax = 64;
+  static constexpr std::size_t kMaxOfPeer = kMax / 2;
 
   void add(ConnectionFailure failure);
   /// Oldest first.

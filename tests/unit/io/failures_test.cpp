@@ -34,3 +34,17 @@ TEST_CASE("one that happens again and again takes one place", "[failures]") {
   REQUIRE(list.size() == 3);
   CHECK(list.back().times == 1);
 }
+
+TEST_CASE("one that fails differently each time leaves the failures of others", "[failures]") {
+  FailureRing ring;
+  ring.add(failure("uid=1", "the one to find"));
+  for (std::size_t i = 0; i < 10 * FailureRing::kMax; ++i) {
+    ConnectionFailure one = failure("uid=2", "seq " + std::to_string(i));
+    one.guest = "guest" + std::to_string(i);
+    ring.add(one);
+  }
+  const auto list = ring.list();
+  REQUIRE(list.size() == 1 + FailureRing::kMaxOfPeer);
+  CHECK(list.front().text == "the one to find");
+  CHECK(list.back().text == "seq 639");
+}
