@@ -2,6 +2,7 @@
 #include "daemon/app/options.h"
 
 #include <CLI/CLI.hpp>
+#include <filesystem>
 #include <string>
 
 #include "daemon/app/config.h"
@@ -17,8 +18,9 @@ std::variant<Options, int> parse_options(int argc, const char* const* argv, cons
 
   CLI::App app{
       "kvmid: a broker for KVM introspection.\n"
-      "Hypervisors connect and bring guests; security agents connect and attach to them. kvmid holds each guest's\n"
-      "channel and lets many agents share it safely: events are fanned out, replies merged, every wait has a deadline."};
+      "Hypervisors connect and bring guests; security agents connect and attach to them, and kvmid connects to tools of\n"
+      "older dialects, which wait for it. kvmid holds each guest's channel and lets many agents share it safely: events\n"
+      "are fanned out, replies merged, every wait has a deadline."};
   app.set_version_flag("--version,-V", std::string("kvmid ") + version);
   app.add_option("--config,-c", config, "Configuration file (JSON). Without one: sockets in /run/kvmid, and only root and\n"
                                         "the user kvmid runs as may connect")
@@ -46,7 +48,7 @@ std::variant<Options, int> parse_options(int argc, const char* const* argv, cons
       "         SIGTERM and SIGINT withdraw everything from the guests, then exit; a second one exits at once.\n"
       "Exit codes: 0 stopped as asked, or the configuration is ok; 1 could not start (a socket, the log);\n"
       "            2 a mistake in the configuration or on the command line; 128+N second signal N.\n"
-      "More: docs/configuration.md, docs/admin-http.md.");
+      "More: docs/configuration.md, docs/admin-http.md, docs/field.md (patched KVM hosts and their tools).");
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -56,7 +58,10 @@ std::variant<Options, int> parse_options(int argc, const char* const* argv, cons
     options.check_only = true;
     options.config_file = check;
   } else if (!config.empty()) {
-    options.config_file = config;
+    // Whoever reads of it at the admin side has another working directory.
+    std::error_code gone;
+    const auto absolute = std::filesystem::absolute(config, gone);
+    options.config_file = gone ? config : absolute.string();
   }
   if (!runtime_dir.empty()) options.runtime_dir = runtime_dir;
   if (!log_level.empty()) options.log_level = log_level;

@@ -16,7 +16,7 @@ enum ExitCode : int {
 
 /// What the command line says.
 struct Options {
-  std::optional<std::string> config_file;
+  std::optional<std::string> config_file;  ///< of --config: absolute
   std::optional<std::string> runtime_dir;
   std::optional<std::string> log_level;
   bool check_only = false;
