@@ -116,7 +116,7 @@ class Grammar {
   void add_shown() {
     add("guests", Subcommand::Guests, "List guests\n\nExample: kvmictl guests --json | jq '.guests[].name'");
     guest_of(add("guest", Subcommand::Guest,
-                 "Show one guest: vCPUs, events under way and whom they wait for, agents, counters\n\n"
+                 "Show one guest: its dialect, what it serves and lacks, vCPUs, events under way and whom they wait for, counters\n\n"
                  "Example: kvmictl guest web1"));
     add("agents", Subcommand::Agents, "List agents\n\nExample: kvmictl agents");
     add("agent", Subcommand::Agent, "Show one agent: rights, limits, queue, what it owes\n\nExample: kvmictl agent 3")

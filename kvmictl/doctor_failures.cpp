@@ -162,7 +162,11 @@ class Failures {
     std::string next(meaning.next);
     replace(next, "PEER", peer);
     replace(next, "GUEST", named ? guest : "NAME");
-    return {is_problem(failure, side), side + "-failed", about, text, next};
+    const bool problem = is_problem(failure, side);
+    if (side == "dial" && !problem)
+      next = "kvmid does not try any more: the guest is gone, or the entry of `dial` is. If one of them should be there, see "
+             "`kvmictl guests` and the configuration.";
+    return {problem, side + "-failed", about, text, next};
   }
 
   /// It is still so, and somebody waits for it.

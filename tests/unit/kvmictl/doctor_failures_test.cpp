@@ -99,7 +99,9 @@ TEST_CASE("a failure is named by its side, and is about a tool or a guest", "[kv
 TEST_CASE("a tool that kvmid tries to reach is a problem until it is there", "[kvmictl]") {
   auto facts = with(Side::Dial, io::step::kConnect);
   CHECK(only(facts).problem);
-  CHECK_FALSE(only(with(Side::Dial, io::step::kConnect, std::chrono::seconds(600))).problem);
+  const auto given_up = only(with(Side::Dial, io::step::kConnect, std::chrono::seconds(600)));
+  CHECK_FALSE(given_up.problem);
+  CHECK(has(given_up.next, "does not try any more"));
   const auto agent = [](const char* name, const char* address, const char* guest) {
     return Json{{"agents", {{{"name", name}, {"address", address}, {"guest", "u1"}, {"guest_name", guest}}}}};
   };
