@@ -80,7 +80,7 @@ def report(build, minimum):
     for name in ROOMS + ["all"]:
         percent = 100 * covered[name] / lines[name] if lines[name] else 0
         print(f"  {name:16} {lines[name]:6}   {covered[name]:6}  {percent:6.2f}")
-        if name != "both" and percent < minimum:
+        if name != "all" and percent < minimum:
             low.append(name)
     worst = sorted(missing.items(), key=lambda item: (-len(item[1][0]), item[0]))
     if low:
