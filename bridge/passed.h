@@ -15,9 +15,14 @@ namespace kvmid::bridge {
 ///           bridge was given last. Moving it keeps the views valid.
 template <class Message>
 struct Passed {
+  // For emplace_back(): not every compiler that is used here makes aggregates in place.
+  template <class M>
+  Passed(Seq number, M&& passed, std::vector<std::byte> kept = {})
+      : seq(number), message(std::forward<M>(passed)), bytes(std::move(kept)) {}
+
   Seq seq;
   Message message;
-  std::vector<std::byte> bytes{};
+  std::vector<std::byte> bytes;
 };
 
 /// What waits to be taken, oldest first. Warm, it allocates nothing: places are used again once all are taken.
