@@ -127,9 +127,9 @@ void HypervisorMemory::start(Job started, ByteBuffer& wire) {
   read(id, *job, wire);
 }
 
-/// What was behind a job that was alone, up to the next of that kind.
+/// What was behind a job that was alone, or many pieces, up to the next of that kind.
 void HypervisorMemory::start_queued(ByteBuffer& wire) {
-  while (!alone_ && !queue_.empty()) {
+  while (may_start() && !queue_.empty()) {
     Job job = std::move(queue_.front());
     queue_.pop_front();
     start(std::move(job), wire);
@@ -149,6 +149,7 @@ void HypervisorMemory::cut(Job& job, Gpa gpa, std::size_t at, std::size_t size) 
 
 void HypervisorMemory::read(std::uint32_t id, Job& job, ByteBuffer& wire) {
   job.open = static_cast<unsigned>(job.pieces.size());
+  pieces_open_ += job.open;
   for (std::uint32_t i = 0; i < job.pieces.size(); ++i)
     link_.ask(kvmi1::ReadPhysical{job.pieces[i].gpa, job.pieces[i].size}, AskedBy::Memory, id, i, wire);
 }
@@ -159,12 +160,13 @@ void HypervisorMemory::write(std::uint32_t id, Job& job, const std::vector<Run>&
   job.pieces.clear();
   for (const Run& run : runs) cut(job, Gpa{job.gpa.value + run.at}, run.at, run.size);
   job.open = static_cast<unsigned>(job.pieces.size());
+  pieces_open_ += job.open;
   for (std::uint32_t i = 0; i < job.pieces.size(); ++i) {
     const Piece& piece = job.pieces[i];
     link_.ask(kvmi1::WritePhysical{piece.gpa, Bytes(job.data).subspan(piece.at, piece.size)}, AskedBy::Memory, id, i,
               wire);
   }
-  if (job.open == 0) finish(id, job, wire);
+  if (job.open == 0) finish(id, job);
 }
 
 // ---- from the hypervisor ----
@@ -172,6 +174,7 @@ void HypervisorMemory::write(std::uint32_t id, Job& job, const std::vector<Run>&
 Kept HypervisorMemory::replied(const Asked& asked, const kvmi1::Reply& reply, ByteBuffer& wire) {
   Job& job = jobs_.at(asked.job);
   --job.open;
+  --pieces_open_;
   if (reply.error != 0) {
     if (job.failure.error == ErrorCode::None) {
       job.failure = link_.failure_of(asked, reply.error);
@@ -182,6 +185,7 @@ Kept HypervisorMemory::replied(const Asked& asked, const kvmi1::Reply& reply, By
     if (auto kept = take(asked, reply, job); !kept) return kept;
   }
   if (job.open == 0) step_done(asked.job, job, wire);
+  start_queued(wire);
   return {};
 }
 
@@ -206,7 +210,7 @@ Kept HypervisorMemory::take(const Asked& asked, const kvmi1::Reply& reply, Job& 
 void HypervisorMemory::step_done(std::uint32_t id, Job& job, ByteBuffer& wire) {
   if (job.failure.error != ErrorCode::None) {
     link_.refuse(job.seq, job.id, job.failure);
-    return finish(id, job, wire);
+    return finish(id, job);
   }
   switch (job.step) {
     case Step::Read:
@@ -218,7 +222,7 @@ void HypervisorMemory::step_done(std::uint32_t id, Job& job, ByteBuffer& wire) {
     case Step::Look:
       return looked(id, job, wire);
     case Step::Write:
-      return finish(id, job, wire);
+      return finish(id, job);
   }
 }
 
@@ -234,7 +238,7 @@ void HypervisorMemory::looked(std::uint32_t id, Job& job, ByteBuffer& wire) {
                                            " is " + hex_text(std::to_integer<unsigned>(*there)) + ", not " +
                                            hex_text(std::to_integer<unsigned>(*wanted)) + " as expected"};
       link_.refuse(job.seq, job.id, job.failure.error, job.failure.text, WritePhysicalReply{});
-      return finish(id, job, wire);
+      return finish(id, job);
     }
   }
   if (job.is(KVMI_WRITE_PATCH)) {
@@ -258,7 +262,7 @@ void HypervisorMemory::looked(std::uint32_t id, Job& job, ByteBuffer& wire) {
 }
 
 /// Write --done--> Idle, and what waited goes on. What failed is answered already.
-void HypervisorMemory::finish(std::uint32_t id, Job& job, ByteBuffer& wire) {
+void HypervisorMemory::finish(std::uint32_t id, Job& job) {
   const bool was_alone = job.alone;
   if (job.failure.error == ErrorCode::None && job.id == CommandId::WritePhysical) {
     if (job.is(KVMI_WRITE_PATCH)) {
@@ -271,9 +275,7 @@ void HypervisorMemory::finish(std::uint32_t id, Job& job, ByteBuffer& wire) {
     link_.answer(job.seq, job.id, WritePhysicalReply{});
   }
   jobs_.remove(id);
-  if (!was_alone) return;
-  alone_ = false;
-  start_queued(wire);
+  if (was_alone) alone_ = false;
 }
 
 }  // namespace kvmid::bridge

@@ -16,9 +16,12 @@ namespace kvmid::bridge {
 /// Errors:   what the hypervisor says; memory that it does not have is Fault. A write of several pages that it refuses
 /// in
 ///           the middle has been done before that.
-/// Bounds:   as many jobs as the core has commands open.
+/// Bounds:   as many jobs as the core has commands open. One can be thousands of pieces: what comes while kPiecesMax or
+///           more are unanswered waits, in its order.
 class HypervisorMemory {
  public:
+  static constexpr std::size_t kPiecesMax = 16384;
+
   explicit HypervisorMemory(HypervisorLink& link) : link_(link) {}
 
   void send(const ReadPhysical& command, Seq seq, ByteBuffer& wire);
@@ -54,7 +57,8 @@ class HypervisorMemory {
 
   [[nodiscard]] std::optional<Failure> refusal_of(const ReadPhysical& command) const;
   [[nodiscard]] std::optional<Failure> refusal_of(const WritePhysical& command) const;
-  [[nodiscard]] bool waits() const { return alone_ || !queue_.empty(); }
+  [[nodiscard]] bool may_start() const { return !alone_ && pieces_open_ < kPiecesMax; }
+  [[nodiscard]] bool waits() const { return !may_start() || !queue_.empty(); }
   void start(Job job, ByteBuffer& wire);
   void start_queued(ByteBuffer& wire);
   void cut(Job& job, Gpa gpa, std::size_t at, std::size_t size) const;
@@ -63,12 +67,13 @@ class HypervisorMemory {
   Kept take(const Asked& asked, const kvmi1::Reply& reply, Job& job);
   void step_done(std::uint32_t id, Job& job, ByteBuffer& wire);
   void looked(std::uint32_t id, Job& job, ByteBuffer& wire);
-  void finish(std::uint32_t id, Job& job, ByteBuffer& wire);
+  void finish(std::uint32_t id, Job& job);
 
   HypervisorLink& link_;
   HypervisorPatches patches_;
   Jobs<Job> jobs_;
   bool alone_ = false;  ///< a job that looks first is under way
+  std::size_t pieces_open_ = 0;
   std::deque<Job> queue_;
 };
 

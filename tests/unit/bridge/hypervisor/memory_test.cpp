@@ -258,6 +258,38 @@ TEST_CASE("bridge: memory commands keep their order", "[hypervisor]") {
   CHECK(host.open.size() == 2);
 }
 
+TEST_CASE("bridge: commands of thousands of pieces are not all sent at once", "[hypervisor]") {
+  Hypervisor host(DialectId::V12);
+  host.come_up();
+  constexpr std::size_t kRanges = 4000;
+  constexpr unsigned kCommands = 12;
+  std::vector<kvmi_read_range> ranges;
+  for (std::size_t i = 0; i < kRanges; ++i) ranges.push_back(range(i, 1));
+  std::vector<Seq> asked;
+  // What needs a look first waits too, and so does what is behind it.
+  const ByteVector own = held(host, 0x1000, 1), data = bytes({0x55});
+  for (unsigned i = 0; i < kCommands; ++i) {
+    asked.push_back(host.send(read_of(ranges)));
+    if (i == 8) asked.push_back(host.send(write_of(0x1000, data, KVMI_WRITE_EXPECT, own)));
+  }
+  std::size_t most = host.open.size();
+  CHECK(most == 5 * kRanges);
+  std::size_t at = 0;
+  while (host.is_asked()) {
+    const Sent sent = host.take();
+    REQUIRE(host.serve(sent));
+    most = std::max(most, host.open.size());
+    if (!host.has_answer()) continue;
+    const Answer answer = host.take_answer();
+    REQUIRE(at < asked.size());
+    CHECK(answer.passed.seq == asked[at++]);
+    CHECK(answer.error() == ErrorCode::None);
+  }
+  CHECK(at == asked.size());
+  CHECK(most < 16384 + kRanges);
+  CHECK(held(host, 0x1000, 1) == data);
+}
+
 TEST_CASE("bridge: what waited goes on after a failure", "[hypervisor]") {
   Hypervisor host(DialectId::V7);
   host.come_up();
