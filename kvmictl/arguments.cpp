@@ -116,7 +116,8 @@ class Grammar {
   void add_shown() {
     add("guests", Subcommand::Guests, "List guests\n\nExample: kvmictl guests --json | jq '.guests[].name'");
     guest_of(add("guest", Subcommand::Guest,
-                 "Show one guest: its dialect, what it serves and lacks, vCPUs, events under way and whom they wait for, counters\n\n"
+                 "Show one guest: its dialect, what it serves and lacks, vCPUs, events under way and whom they wait "
+                 "for, counters\n\n"
                  "Example: kvmictl guest web1"));
     add("agents", Subcommand::Agents, "List agents\n\nExample: kvmictl agents");
     add("agent", Subcommand::Agent, "Show one agent: rights, limits, queue, what it owes\n\nExample: kvmictl agent 3")
@@ -145,20 +146,21 @@ class Grammar {
   }
 
   void add_memory() {
-    CLI::App* mem = group("mem", "Guest memory: read, write, dump, search, watch, translate\n\n"
-                                 "Addresses are guest physical unless --virtual is given.\n\n"
-                                 "Example: kvmictl mem read web1 0x1000 256");
-    memory_.add([&](const char* name, Subcommand id, const std::string& what) {
-      return guest_of(add(name, id, what, mem));
-    });
+    CLI::App* mem = group("mem",
+                          "Guest memory: read, write, dump, search, watch, translate\n\n"
+                          "Addresses are guest physical unless --virtual is given.\n\n"
+                          "Example: kvmictl mem read web1 0x1000 256");
+    memory_.add(
+        [&](const char* name, Subcommand id, const std::string& what) { return guest_of(add(name, id, what, mem)); });
 
-    CLI::App* write = guest_of(add("write", Subcommand::MemWrite,
-                                   "Write guest physical memory; shows what is there and asks before\n\n"
-                                   "The write is refused if the guest changed those bytes since they were shown.\n"
-                                   "A cookie is what `mem read --json` and `mem write` tell: the write is refused if\n"
-                                   "anybody wrote there through kvmid since. It does not see the guest's own stores.\n\n"
-                                   "Example: kvmictl mem write web1 0x21000 9090c3",
-                                   mem));
+    CLI::App* write =
+        guest_of(add("write", Subcommand::MemWrite,
+                     "Write guest physical memory; shows what is there and asks before\n\n"
+                     "The write is refused if the guest changed those bytes since they were shown.\n"
+                     "A cookie is what `mem read --json` and `mem write` tell: the write is refused if\n"
+                     "anybody wrote there through kvmid since. It does not see the guest's own stores.\n\n"
+                     "Example: kvmictl mem write web1 0x21000 9090c3",
+                     mem));
     write->add_option("ADDR", typed_.address, "Guest physical address, 0x1000 or 4096")->required();
     auto* bytes = write->add_option("HEX", typed_.bytes, "Bytes in the order of memory: 9090cc or \"90 90 cc\"");
     file_ = write->add_option("--file", out_.file, "The bytes of this file")->excludes(bytes);
@@ -279,8 +281,8 @@ class Grammar {
     if (!typed_.expected.empty()) {
       auto bytes = parse_bytes(typed_.expected);
       if (!bytes) {
-        throw CLI::ValidationError(
-            "--expect", "\"" + typed_.expected + "\" is no bytes: two hex digits each, without 0x");
+        throw CLI::ValidationError("--expect",
+                                   "\"" + typed_.expected + "\" is no bytes: two hex digits each, without 0x");
       }
       if (file_->count() == 0 && bytes->size() != out_.data.size()) {
         throw CLI::ValidationError("--expect", "has " + std::to_string(bytes->size()) + " bytes, and " +

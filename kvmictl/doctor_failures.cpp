@@ -35,33 +35,38 @@ constexpr std::array kMeanings{
             "guest's rule in hypervisors.guests names others.",
             "Add its uid, gid or cid (PEER) to `hypervisors`, and to bound_to where a rule matches GUEST, then "
             "`kvmictl reload`. If you do not know this peer, it is not the hypervisor that you expect."},
-    Meaning{"hypervisor", "guest", "a guest with this uuid is connected already.",
-            "`kvmictl guests` lists the one that has it, and `kvmictl guest UUID` shows its hypervisor's pid. Each guest "
-            "needs a uuid of its own (a clone keeps the old one); if that hypervisor hangs, end it."},
+    Meaning{
+        "hypervisor", "guest", "a guest with this uuid is connected already.",
+        "`kvmictl guests` lists the one that has it, and `kvmictl guest UUID` shows its hypervisor's pid. Each guest "
+        "needs a uuid of its own (a clone keeps the old one); if that hypervisor hangs, end it."},
     Meaning{"hypervisor", "limits", "there are as many guests or connections as limits allow.",
             "Raise limits.guests_max or limits.connections_max, then `kvmictl reload`."},
-    Meaning{"hypervisor", "dialect",
-            "its dialect was not found out, or it said what its dialect does not have.",
-            "v6, v7 and v12 are found out, rfc2017 is not: it needs a rule of hypervisors.guests with \"dialect\": "
-            "\"rfc2017\". A rule that names a dialect for GUEST must name the one that it speaks. Then `kvmictl reload`. "
-            "If the dialect is right, the hypervisor is broken, and kvmid's log says where."},
-    Meaning{"hypervisor", "start", "it closed the connection before its guest was known.",
-            "If it was given a key (QEMU's `key=`), kvmid must know it: set cookie_file of the guest's rule in "
-            "hypervisors.guests to a file with the same secret, without a newline at its end, then `kvmictl reload`. Else "
-            "its own log says why."},
+    Meaning{
+        "hypervisor", "dialect", "its dialect was not found out, or it said what its dialect does not have.",
+        "v6, v7 and v12 are found out, rfc2017 is not: it needs a rule of hypervisors.guests with \"dialect\": "
+        "\"rfc2017\". A rule that names a dialect for GUEST must name the one that it speaks. Then `kvmictl reload`. "
+        "If the dialect is right, the hypervisor is broken, and kvmid's log says where."},
+    Meaning{
+        "hypervisor", "start", "it closed the connection before its guest was known.",
+        "If it was given a key (QEMU's `key=`), kvmid must know it: set cookie_file of the guest's rule in "
+        "hypervisors.guests to a file with the same secret, without a newline at its end, then `kvmictl reload`. Else "
+        "its own log says why."},
     Meaning{"hypervisor", "cookie", "it and kvmid do not know the same secret.",
             "Set cookie_file of the guest's rule in hypervisors.guests to a file with the secret that QEMU's key has, "
             "without a newline at its end, then `kvmictl reload`."},
-    Meaning{"dial", "connect", "nobody listens at its address, or kvmid may not connect there.",
-            "Start the tool and let it listen there; kvmid connects again by itself, after 30 seconds at most, and at once "
-            "after `kvmictl reload`. kvmid's user needs write access to the socket and search access to its directories "
-            "(`namei -l PATH`), and under systemd it must see them: with PrivateTmp= not /tmp."},
-    Meaning{"dial", "handshake sent", "it closed the connection before it had kvmid's handshake.",
-            "Is it the tool that listens there (`ss -lxp`), and does its log say why? If it serves one guest at a time, "
-            "`guests` in its `dial` entry must match that one alone."},
-    Meaning{"dial", "answer", "its answer to the handshake is missing, late or no answer of a tool.",
-            "Is it the tool that listens there (`ss -lxp`), and does its log say why? If it serves one guest at a time, "
-            "`guests` in its `dial` entry must match that one alone."},
+    Meaning{
+        "dial", "connect", "nobody listens at its address, or kvmid may not connect there.",
+        "Start the tool and let it listen there; kvmid connects again by itself, after 30 seconds at most, and at once "
+        "after `kvmictl reload`. kvmid's user needs write access to the socket and search access to its directories "
+        "(`namei -l PATH`), and under systemd it must see them: with PrivateTmp= not /tmp."},
+    Meaning{
+        "dial", "handshake sent", "it closed the connection before it had kvmid's handshake.",
+        "Is it the tool that listens there (`ss -lxp`), and does its log say why? If it serves one guest at a time, "
+        "`guests` in its `dial` entry must match that one alone."},
+    Meaning{
+        "dial", "answer", "its answer to the handshake is missing, late or no answer of a tool.",
+        "Is it the tool that listens there (`ss -lxp`), and does its log say why? If it serves one guest at a time, "
+        "`guests` in its `dial` entry must match that one alone."},
     Meaning{"dial", "cookie", "the tool does not know the secret.",
             "Give the tool the secret that is in cookie_file of its `dial` entry, without a newline at its end, or "
             "leave cookie_file out for a tool that has none; then `kvmictl reload`."},
@@ -164,8 +169,10 @@ class Failures {
     replace(next, "GUEST", named ? guest : "NAME");
     const bool problem = is_problem(failure, side);
     if (side == "dial" && !problem)
-      next = "kvmid does not try any more: the guest is gone, or the entry of `dial` is. If one of them should be there, see "
-             "`kvmictl guests` and the configuration.";
+      next =
+          "kvmid does not try any more: the guest is gone, or the entry of `dial` is. If one of them should be there, "
+          "see "
+          "`kvmictl guests` and the configuration.";
     return {problem, side + "-failed", about, text, next};
   }
 
@@ -180,9 +187,8 @@ class Failures {
   }
 
   bool is_online(const std::string& guest) const {
-    return std::any_of(facts_.guests.begin(), facts_.guests.end(), [&](const Json& known) {
-      return names(known, guest) && field(known, "state") == "online";
-    });
+    return std::any_of(facts_.guests.begin(), facts_.guests.end(),
+                       [&](const Json& known) { return names(known, guest) && field(known, "state") == "online"; });
   }
 
   /// The tool is connected by now, for that guest.

@@ -151,7 +151,10 @@ int mem_translate(const Arguments& arguments) {
   const bool told = found->page_bytes != 0;  // not by a hypervisor of an older dialect
   return print(labelled("gpa", hex(found->gpa.value)) + labelled("page", told ? size : "not told") +
                labelled("rights", told ? rights : "not told") +
-               labelled("user", !told ? "not told" : found->user ? "yes" : "no") + labelled("by", by))
+               labelled("user", !told         ? "not told"
+                                : found->user ? "yes"
+                                              : "no") +
+               labelled("by", by))
              ? kOk
              : kFailed;
 }

@@ -18,15 +18,19 @@ std::variant<Options, int> parse_options(int argc, const char* const* argv, cons
 
   CLI::App app{
       "kvmid: a broker for KVM introspection.\n"
-      "Hypervisors connect and bring guests; security agents connect and attach to them, and kvmid connects to tools of\n"
-      "older dialects, which wait for it. kvmid holds each guest's channel and lets many agents share it safely: events\n"
+      "Hypervisors connect and bring guests; security agents connect and attach to them, and kvmid connects to tools "
+      "of\n"
+      "older dialects, which wait for it. kvmid holds each guest's channel and lets many agents share it safely: "
+      "events\n"
       "are fanned out, replies merged, every wait has a deadline."};
   app.set_version_flag("--version,-V", std::string("kvmid ") + version);
-  app.add_option("--config,-c", config, "Configuration file (JSON). Without one: sockets in /run/kvmid, and only root and\n"
-                                        "the user kvmid runs as may connect")
+  app.add_option("--config,-c", config,
+                 "Configuration file (JSON). Without one: sockets in /run/kvmid, and only root and\n"
+                 "the user kvmid runs as may connect")
       ->type_name("FILE");
-  auto* checking = app.add_option("--check-config", check, "Check a configuration file, print `ok` or the mistake, and exit")
-                       ->type_name("FILE");
+  auto* checking =
+      app.add_option("--check-config", check, "Check a configuration file, print `ok` or the mistake, and exit")
+          ->type_name("FILE");
   app.add_option("--runtime-dir,-r", runtime_dir,
                  "Put hypervisor.sock, agent.sock and admin.sock there, whatever the configuration says;\n"
                  "the directory is made if it is missing")

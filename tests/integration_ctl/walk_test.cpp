@@ -34,8 +34,7 @@ struct WalkScene : CtlScene {
   }
   [[nodiscard]] std::vector<std::string> nobody_words(std::vector<std::string> words) const {
     words = with_sockets(std::move(words));
-    words.insert(words.begin(),
-                 {"--reuid=65534", "--regid=65534", "--clear-groups", program_path("kvmictl").string()});
+    words.insert(words.begin(), {"--reuid=65534", "--regid=65534", "--clear-groups", program_path("kvmictl").string()});
     return words;
   }
   [[nodiscard]] Finished nobody(std::vector<std::string> words) const { return run(kSetpriv, nobody_words(words)); }

@@ -86,10 +86,12 @@ TEST_CASE("each step of each side is explained, with what kvmid said and what to
 TEST_CASE("a failure is named by its side, and is about a tool or a guest", "[kvmictl]") {
   CHECK(only(with(Side::Dial, io::step::kConnect)).id == "dial-failed");
   CHECK(only(with(Side::Dial, io::step::kConnect)).subject == "hvmi");
-  CHECK(has(only(with(Side::Dial, io::step::kConnect)).text, "to tool hvmi unix:/run/hvmi.sock for guest web1 failed: nobody"));
+  CHECK(has(only(with(Side::Dial, io::step::kConnect)).text,
+            "to tool hvmi unix:/run/hvmi.sock for guest web1 failed: nobody"));
   CHECK(only(with(Side::Hypervisor, io::step::kPeer)).id == "hypervisor-failed");
   CHECK(only(with(Side::Hypervisor, io::step::kPeer)).subject == "web1");
-  CHECK(has(only(with(Side::Hypervisor, io::step::kPeer)).text, "of a hypervisor (pid=10 uid=107 gid=36) for guest web1 failed"));
+  CHECK(has(only(with(Side::Hypervisor, io::step::kPeer)).text,
+            "of a hypervisor (pid=10 uid=107 gid=36) for guest web1 failed"));
   const auto unknown = only(with(Side::Agent, io::step::kHandshake, std::chrono::seconds(1), ""));
   CHECK(unknown.id == "agent-failed");
   CHECK(unknown.subject == "pid=10 uid=107 gid=36");
