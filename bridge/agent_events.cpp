@@ -153,7 +153,10 @@ void AgentBridge::Impl::deliver(const Notice& notice, ByteBuffer& wire) {
     }
   }
   if (notice.kind == NoticeKind::Revoked) {
-    for (Vcpu& vcpu : vcpus_) forget_injection(vcpu);
+    for (Vcpu& vcpu : vcpus_) {
+      forget_injection(vcpu);
+      if (!can_singlestep()) vcpu.steps = false;
+    }
     // It does not say what was withdrawn.
     doubted_ = patches_;
     if (!rights.commands.has(CommandId::PauseVcpu)) end_waits(ErrorCode::NotPermitted);

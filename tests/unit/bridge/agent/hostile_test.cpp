@@ -92,3 +92,21 @@ TEST_CASE("nothing is served before it is known how many vCPUs there are", "[age
     CHECK(error == kEinval);
   }
 }
+
+TEST_CASE("a tool whose single-stepping was taken away may inject again", "[agent]") {
+  Rig rig(DialectId::V12);
+  const kvmi1::InjectException injection{kVcpu0, 3, false, 0, 0};
+  rig.send(kvmi1::ControlSinglestep{kVcpu0, true});
+  rig.serve<ControlEvents>(ControlEventsReply{});
+  rig.serve<ControlSinglestep>();
+  rig.told();
+  CHECK(rig.error_of(rig.send(injection)) == kEbusy);
+  auto rights = every_right();
+  rights.commands.bits &= ~KVMI_COMMAND_BIT(KVMI_MSG_CONTROL_SINGLESTEP);
+  rig.bridge.set_rights(rights);
+  revoke(rig);
+  const auto seq = rig.send(injection);
+  rig.serve<ControlEvents>(ControlEventsReply{});
+  rig.serve<InjectException>();
+  CHECK(rig.error_of(seq) == 0);
+}
