@@ -6,7 +6,6 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstring>
@@ -201,9 +200,11 @@ std::optional<std::string> Link::refusal() const {
     kvmi_handshake_answer answer;  // what a longer one has behind it is not looked at
     std::memcpy(&answer, greeting_in_.data(), sizeof answer);
     const auto& hash = answer.cookie_hash;
-    if (!options_.cookie || std::equal(options_.cookie->begin(), options_.cookie->end(), std::begin(hash))) {
-      return std::nullopt;
+    unsigned difference = 0;  // found in the same time wherever it is
+    for (std::size_t i = 0; options_.cookie && i < options_.cookie->size(); ++i) {
+      difference |= static_cast<unsigned>((*options_.cookie)[i] ^ hash[i]);
     }
+    if (difference == 0) return std::nullopt;
     return "the peer does not know the cookie: the hash in its handshake answer is another";
   }
   const auto answer = parse_hypervisor_answer(greeting_in_);
