@@ -8,6 +8,7 @@ export PATH=/bin
 CID=1             # VMADDR_CID_LOCAL: everybody here is that peer
 HYPERVISORS=7001  # kvmid's ports
 AGENTS=7002
+TOOL=7010         # of an older dialect: kvmid dials it
 DENIED='skip: the page is protected'  # as kvmi-guard tells it
 GUEST=6a1f7e36-51c4-4d0b-9a2e-3f0000000001
 
@@ -52,6 +53,8 @@ ctl() { kvmictl --admin-socket /run/admin.sock --agent-socket "$CID:$AGENTS" "$@
 online() { ctl guest web1 | grep -q '^state *online'; }
 waits() { ctl guest web1 | grep -q '^ *0 *waiting *page_fault'; }
 runs() { ctl guest web1 | grep -q '^ *0 *running'; }
+old_waits() { ctl guest old1 | grep -q '^ *0 *waiting'; }
+old_runs() { ctl guest old1 | grep -q '^ *0 *running'; }
 # How often the guest's first vCPU went round its loop: in its memory, read over vsock.
 rounds() { ctl mem read web1 0x10018 --int u64 | sed 's/.* //'; }
 goes_on() { [ "$(rounds)" -gt "$1" ]; }
@@ -126,6 +129,22 @@ wait_for 60 "the guest does not come back to a new kvmid" online
 seen=$(rounds)
 wait_for 60 "the guest does not go on under a new kvmid" goes_on "$seen"
 step "kvmid killed, guest is back"
+
+# Older dialects on both sides: kvmid is dialled by one, and dials the other.
+dialect-tool --listen vsock:$TOOL --dialect v7 >/run/tool.log 2>&1 &
+tool=$!
+kvmi-emu --vsock "$CID:$HYPERVISORS" --name old1 --dialect v12 2>/run/old.log &
+old=$!
+wait_for 60 "no guest of v12" grep -q '^ready' /run/tool.log
+wait_for 60 "the tool gets no event" has_lines 1 '^event ' /run/tool.log
+wait_for 60 "the guest of v12 does not wait for the tool" old_waits
+step "a tool of v7 holds a guest of v12"
+kill -KILL $tool
+wait $tool
+wait_for 60 "the guest of v12 still waits for a tool that was killed" old_runs
+kill -TERM $old
+wait $old || fail "kvmi-emu of v12 ended with $?"
+step "the tool killed, its guest goes on"
 
 # A hypervisor from another CID than the listed one is turned away.
 sed 's/"hypervisors": { "cid": \[1\] }/"hypervisors": { "cid": [3] }/' /etc/kvmid.json >/etc/other.json

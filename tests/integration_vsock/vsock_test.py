@@ -24,7 +24,7 @@ import time
 SKIPPED = 77  # what ctest shows as skipped
 KERNEL = "linux-image-cloud-amd64"  # the smallest that has vsock
 MODULE = "vsock_loopback"
-PROGRAMS = ("kvmid", "kvmi-emu", "kvmictl", "kvmi-trace", "kvmi-guard")
+PROGRAMS = ("kvmid", "kvmi-emu", "kvmictl", "kvmi-trace", "kvmi-guard", "dialect-tool")
 BOUND_S = 240
 STEPS = (
     "booted",
@@ -36,6 +36,8 @@ STEPS = (
     "guard killed, guest goes on",
     "all agents killed, guest goes on",
     "kvmid killed, guest is back",
+    "a tool of v7 holds a guest of v12",
+    "the tool killed, its guest goes on",
     "hypervisors go by cid",
 )
 

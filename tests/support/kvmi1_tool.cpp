@@ -6,6 +6,8 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
+// <sys/socket.h> comes first: the next one needs sa_family_t.
+#include <linux/vm_sockets.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -35,7 +37,22 @@ bool wait_for(int fd, short events, SteadyClock::time_point until) {
   }
 }
 
+constexpr std::string_view kVsock = "vsock:";
+
+client::UniqueFd listen_on_vsock(const std::string& port) {
+  sockaddr_vm address{};
+  address.svm_family = AF_VSOCK;
+  address.svm_cid = VMADDR_CID_ANY;
+  address.svm_port = static_cast<unsigned>(std::stoul(port));
+  client::UniqueFd fd(::socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!fd || ::bind(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0 ||
+      ::listen(fd.get(), 16) != 0)
+    fail_errno("cannot listen on vsock port " + port);
+  return fd;
+}
+
 client::UniqueFd listen_on(const std::string& path) {
+  if (path.starts_with(kVsock)) return listen_on_vsock(path.substr(kVsock.size()));
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   if (path.size() >= sizeof address.sun_path) fail("the path is too long: " + path);
@@ -53,7 +70,9 @@ client::UniqueFd listen_on(const std::string& path) {
 Kvmi1Tool::Kvmi1Tool(std::string path, kvmi1::DialectId dialect)
     : path_(std::move(path)), codec_(kvmi1::codec(dialect)), listener_(listen_on(path_)) {}
 
-Kvmi1Tool::~Kvmi1Tool() { ::unlink(path_.c_str()); }
+Kvmi1Tool::~Kvmi1Tool() {
+  if (!path_.starts_with(kVsock)) ::unlink(path_.c_str());
+}
 
 void Kvmi1Tool::hang_up() {
   connection_.reset();

@@ -69,7 +69,7 @@ class Kvmi1Tool {
  public:
   using CookieHash = std::array<std::uint8_t, 20>;
 
-  /// Listens on the unix path at once; what is there is removed.
+  /// Listens on the unix path, or on "vsock:PORT", at once; what is at the path is removed.
   Kvmi1Tool(std::string path, kvmi1::DialectId dialect);
   ~Kvmi1Tool();
   Kvmi1Tool(const Kvmi1Tool&) = delete;
