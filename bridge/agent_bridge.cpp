@@ -239,7 +239,7 @@ bool AgentBridge::Impl::guest_off(OffReason reason, ByteBuffer& wire) {
   // Nothing will be heard of these any more.
   for (Vcpu& vcpu : vcpus_) {
     if (vcpu.open) vcpu.open->awaited = false;
-    vcpu.pauses_awaited = false;
+    vcpu.pauses_awaited = 0;
     vcpu.guest_pauses = 0;
   }
   end_waits(ErrorCode::NotSupported);

@@ -85,7 +85,7 @@ void AgentBridge::Impl::deliver(const Event& event, Seq seq, ByteBuffer& wire) {
   Vcpu& vcpu = at(event.vcpu);
   if (kind == EventKind::Pause && vcpu.open && vcpu.open->kind == kind && vcpu.open->core_seq == seq) {
     ++vcpu.pauses_behind;
-    vcpu.pauses_awaited = event.decide;
+    if (event.decide) ++vcpu.pauses_awaited;
     vcpu.pause_seq = seq;
     vcpu.pause = std::make_unique<Event>(event);
   } else {
@@ -165,7 +165,7 @@ void AgentBridge::Impl::deliver(const Notice& notice, ByteBuffer& wire) {
   if (notice.kind != NoticeKind::Expired || notice.vcpu.value >= vcpus_.size()) return;
   Vcpu& vcpu = vcpus_[notice.vcpu.value];
   if (vcpu.open && vcpu.open->core_seq == notice.event_seq) vcpu.open->awaited = false;
-  if (vcpu.pause_seq == notice.event_seq) vcpu.pauses_awaited = false;
+  if (vcpu.pause_seq == notice.event_seq) vcpu.pauses_awaited = 0;
   if (vcpu.guest_pause_seq == notice.event_seq) vcpu.guest_pauses = 0;
 }
 
@@ -231,7 +231,8 @@ void AgentBridge::Impl::answer_event(VcpuId id, const kvmi1::EventReplyMessage& 
   if (vcpu.pauses_behind == 0) return;
   --vcpu.pauses_behind;
   Event pause = *vcpu.pause;
-  pause.decide = vcpu.pauses_awaited;
+  pause.decide = vcpu.pauses_awaited != 0;
+  if (pause.decide) --vcpu.pauses_awaited;
   tell(pause, vcpu.pause_seq);
 }
 

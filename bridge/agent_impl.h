@@ -91,7 +91,7 @@ class AgentBridge::Impl {
     std::uint32_t pauses_behind = 0;  ///< more PAUSE events of the same stop: told one after another
     std::unique_ptr<Event> pause;     ///< what they say
     Seq pause_seq;                    ///< of the core
-    bool pauses_awaited = false;
+    std::uint32_t pauses_awaited = 0;    ///< of them; the others are of a stop that has expired
     std::uint32_t injections = 0;    ///< own ones whose TRAP has not been told
     bool trap_on = false;            ///< subscribed to TRAP for them
     bool traps_wanted = false;       ///< rfc2017: the tool subscribed to every TRAP
