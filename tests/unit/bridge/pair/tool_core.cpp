@@ -225,7 +225,9 @@ void ToolWorld::guest_goes() {
   if (bridge_->broken()) return;
   take_down();
   look_at_wire();
-  if (polite_) check(told == wants_unhook_, "the tool is told of UNHOOK, and did not ask, or the other way round");
+  // What it asked for last may still wait in the bridge.
+  if (polite_ && sent_.empty())
+    check(told == wants_unhook_, "the tool is told of UNHOOK, and did not ask, or the other way round");
 }
 
 }  // namespace kvmid::bridge::test
