@@ -23,10 +23,12 @@ void AgentBridge::Impl::run(Slot& slot, const kvmi1::PauseGuest&) {
     const OpenEvent* open = open_at(vcpu);
     if (open == nullptr || !open->awaited) slot.waits.push_back(vcpu);
   }
-  ask(PauseVcpu{kAllVcpus}, [this, &slot](const CommandReply& reply) {
+  ask(PauseVcpu{kAllVcpus}, [this, &slot, asked = ++guest_pauses_asked_](const CommandReply& reply) {
     if (reply.error != ErrorCode::None || off_) {
-      guest_pauses_ = 0;
-      for (Vcpu& vcpu : vcpus_) vcpu.guest_pauses = 0;  // the core takes them back
+      if (asked == guest_pauses_asked_) {  // else it was unpaused meanwhile, and paused again
+        guest_pauses_ = 0;
+        for (Vcpu& vcpu : vcpus_) vcpu.guest_pauses = 0;  // the core takes them back
+      }
       return finish(slot, reply.error != ErrorCode::None ? reply.error : ErrorCode::NotSupported);
     }
     slot.confirmed = true;

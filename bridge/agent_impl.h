@@ -263,6 +263,7 @@ class AgentBridge::Impl {
   std::map<std::uint32_t, VcpuId> ended_;  ///< events that the tool may still answer, without effect
   std::uint32_t last_event_ = 0;
   unsigned guest_pauses_ = 0;  ///< rfc2017: PAUSE_GUEST without UNPAUSE_GUEST
+  std::uint32_t guest_pauses_asked_ = 0;  ///< of the core, in all
 };
 
 }  // namespace kvmid::bridge
