@@ -80,7 +80,7 @@ void HypervisorMemory::send(const ReadPhysical& command, Seq seq, ByteBuffer& wi
   job.ranges.reserve(command.ranges.size());
   for (std::size_t i = 0; i < command.ranges.size(); ++i) job.ranges.push_back(command.ranges[i]);
   if (waits()) {
-    queue(std::move(job));
+    queue_.push_back(std::move(job));
   } else {
     start(std::move(job), wire);
   }
@@ -94,7 +94,7 @@ void HypervisorMemory::send(const WritePhysical& command, Seq seq, ByteBuffer& w
   job.data.assign(command.data.begin(), command.data.end());
   job.expected.assign(command.expected.begin(), command.expected.end());
   if (waits()) {
-    queue(std::move(job));
+    queue_.push_back(std::move(job));
   } else {
     start(std::move(job), wire);
   }
@@ -125,15 +125,6 @@ void HypervisorMemory::start(Job started, ByteBuffer& wire) {
   job->alone = alone_ = true;
   cut(*job, job->gpa, 0, job->data.size());
   read(id, *job, wire);
-}
-
-/// An UNPATCH waits behind those before it alone, and behind the PATCH that it takes off.
-void HypervisorMemory::queue(Job job) {
-  const auto is_unpatch = [](const Job& other) { return other.is(KVMI_WRITE_UNPATCH); };
-  const auto is_its_patch = [&](const Job& other) { return other.is(KVMI_WRITE_PATCH) && other.gpa == job.gpa; };
-  if (!is_unpatch(job) || std::any_of(queue_.begin(), queue_.end(), is_its_patch))
-    return queue_.push_back(std::move(job));
-  queue_.insert(std::find_if_not(queue_.begin(), queue_.end(), is_unpatch), std::move(job));
 }
 
 /// What was behind a job that was alone, or many pieces, up to the next of that kind.

@@ -12,8 +12,7 @@ namespace kvmid::bridge {
 /// Purpose:  ranges become pieces, answers become one; patches, and writes that expect something, become a look at
 ///           memory and then a write.
 /// Shapes:   reads, and writes that touch no patch, are sent at once, one behind the other. What needs a look first
-///           is alone: what comes after it waits in its order. UNPATCH goes first: what others read
-///           and write is the same before and after it, and kvmid has little time for it when it stops.
+///           is alone: what comes after it waits in its order.
 /// Errors:   what the hypervisor says; memory that it does not have is Fault. A write of several pages that it refuses
 /// in
 ///           the middle has been done before that.
@@ -61,7 +60,6 @@ class HypervisorMemory {
   [[nodiscard]] bool may_start() const { return !alone_ && pieces_open_ < kPiecesMax; }
   [[nodiscard]] bool waits() const { return !may_start() || !queue_.empty(); }
   void start(Job job, ByteBuffer& wire);
-  void queue(Job job);
   void start_queued(ByteBuffer& wire);
   void cut(Job& job, Gpa gpa, std::size_t at, std::size_t size) const;
   void read(std::uint32_t id, Job& job, ByteBuffer& wire);

@@ -290,42 +290,6 @@ TEST_CASE("bridge: commands of thousands of pieces are not all sent at once", "[
   CHECK(held(host, 0x1000, 1) == data);
 }
 
-TEST_CASE("bridge: patches come off before what else waits", "[hypervisor]") {
-  Hypervisor host(DialectId::V12);
-  host.come_up();
-  const ByteVector own = held(host, 0x1000, 2), cc = bytes({0xcc}), other = bytes({0x55});
-  for (const unsigned gpa : {0x1000U, 0x1001U}) REQUIRE(write(host, gpa, cc, KVMI_WRITE_PATCH) == ErrorCode::None);
-  const std::vector<kvmi_read_range> ranges{range(0x1000, 1)};
-  host.send(write_of(0x3000, other, KVMI_WRITE_EXPECT, held(host, 0x3000, 1)));  // alone
-  std::vector<Seq> later;
-  for (unsigned i = 0; i < 3; ++i) later.push_back(host.send(read_of(ranges)));
-  later.push_back(host.send(write_of(0x1001, other)));
-  const Seq patch = host.send(write_of(0x2000, cc, KVMI_WRITE_PATCH));
-  const Seq first = host.send(write_of(0x1000, cc, KVMI_WRITE_UNPATCH));
-  const Seq second = host.send(write_of(0x1001, cc, KVMI_WRITE_UNPATCH));
-  const Seq last = host.send(write_of(0x2000, cc, KVMI_WRITE_UNPATCH));  // not before its PATCH
-  std::vector<Seq> answered;
-  while (host.is_asked()) {
-    const Sent sent = host.take();
-    REQUIRE(host.serve(sent));
-    while (host.has_answer()) {
-      const auto passed = host.bridge->up().take();
-      const auto& reply = std::get<CommandReply>(passed.message);
-      CHECK(reply.error == ErrorCode::None);
-      if (const auto* got = std::get_if<ReadPhysicalReply>(&reply.body)) CHECK(got->data[0] == own[0]);
-      answered.push_back(passed.seq);
-    }
-  }
-  REQUIRE(answered.size() == 9);
-  CHECK(answered[1] == first);
-  CHECK(answered[2] == second);
-  CHECK(std::vector<Seq>(answered.begin() + 3, answered.begin() + 7) == later);
-  CHECK(answered[7] == patch);
-  CHECK(answered[8] == last);
-  CHECK(held(host, 0x1000, 2) == ByteVector{own[0], other[0]});
-  CHECK(held(host, 0x2000, 1) == held(Hypervisor(DialectId::V12), 0x2000, 1));
-}
-
 TEST_CASE("bridge: what waited goes on after a failure", "[hypervisor]") {
   Hypervisor host(DialectId::V7);
   host.come_up();
