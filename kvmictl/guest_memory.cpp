@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "kvmictl/guest_memory.h"
 
+#include <cstdio>
+
 #include "client/event_text.h"
 #include "kvmictl/guest_commands.h"
 
@@ -44,12 +46,39 @@ std::string range_fault(std::span<const kvmi_memory_slot> slots, std::uint64_t g
          hex(runs.back().gpa + runs.back().bytes);
 }
 
+void warn_of_holes(const MemoryPlaces& places) {
+  if (places.told) return;
+  std::fprintf(
+      stderr,
+      "kvmictl: the hypervisor does not tell the memory map of this guest: GPA 0 to %s are read, and pages that "
+      "cannot be read are taken for holes\n",
+      hex(places.slots.front().bytes).c_str());
+}
+
 Result<GuestMemory, ClientError> GuestMemory::open(const Arguments& arguments) {
   auto attached = AgentClient::attach(connect_options(arguments), arguments.guest);
   if (!attached) return attached.error();
   GuestMemory memory(std::move(*attached), arguments);
   (void)memory.parts_->memory.use_granted();  // without it everything is done by message
   return memory;
+}
+
+Result<MemoryPlaces, ClientError> GuestMemory::places() {
+  auto slots = client().get_memory_map();
+  if (slots) return MemoryPlaces{std::move(*slots), true};
+  if (!is_missing(slots.error())) return slots.error();
+  const auto info = client().guest_info();
+  if (!info) return info.error();
+  // All that the processor can address, where kvmid was not told the end of memory either: years of reading.
+  const bool endless = info->physical_address_bits >= 64 || info->max_gpa >> info->physical_address_bits != 0;
+  if (info->max_gpa == 0 || endless) {
+    ClientError error = slots.error();
+    error.text = "the hypervisor tells neither the memory map of this guest nor where its memory ends";
+    return error;
+  }
+  kvmi_memory_slot all{};
+  all.bytes = info->max_gpa;
+  return MemoryPlaces{{all}, false};
 }
 
 Result<void, ClientError> GuestMemory::check(std::uint64_t address, std::uint64_t bytes) {

@@ -31,6 +31,16 @@ std::vector<MemoryRun> runs_of(std::span<const kvmi_memory_slot> slots);
 /// What keeps the range from being all memory; empty: nothing does. REQUIRES: bytes != 0, and no wrap.
 std::string range_fault(std::span<const kvmi_memory_slot> slots, std::uint64_t gpa, std::uint64_t bytes);
 
+/// Where a guest's memory is.
+struct MemoryPlaces {
+  std::vector<kvmi_memory_slot> slots;
+  /// False: the hypervisor tells no map, and the only slot is all below max_gpa, holes included (PieceReader finds
+  /// them).
+  bool told = true;
+};
+/// Says on stderr that holes are found by reading, if the map is not told.
+void warn_of_holes(const MemoryPlaces& places);
+
 class GuestMemory {
  public:
   /// Attaches, and asks for guest RAM in place.
@@ -41,6 +51,9 @@ class GuestMemory {
   [[nodiscard]] const client::MappedMemory* mapped() { return parts_->memory.mapped(); }
   [[nodiscard]] VcpuId vcpu() const { return vcpu_; }
 
+  /// The memory map, or what there is in its place where GET_MEMORY_MAP is not served.
+  /// NotServed where not even the end of memory is known.
+  Result<MemoryPlaces, client::ClientError> places();
   /// Is all of it memory? Only physical addresses are looked at, and only where kvmid tells the memory map.
   Result<void, client::ClientError> check(std::uint64_t address, std::uint64_t bytes);
   /// The cookie. A virtual range is walked as translate() does it.

@@ -5,14 +5,17 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstdio>
+#include <optional>
 
 #include "client/agent_loop.h"
 #include "kvmictl/dump_file.h"
 #include "kvmictl/guest_commands.h"
 #include "kvmictl/guest_memory.h"
 #include "kvmictl/json_text.h"
+#include "kvmictl/piece_reader.h"
 #include "kvmictl/table.h"
 #include "protocol/handshake.h"
 
@@ -22,7 +25,6 @@ using namespace kvmid::client;  // NOLINT(google-build-using-namespace): this fi
 
 namespace {
 
-constexpr std::uint64_t kPiece = 1U << 20U;
 constexpr std::chrono::milliseconds kDrawEvery{100};
 
 void warn(const std::string& text) { std::fprintf(stderr, "kvmictl: %s\n", printable(text).c_str()); }
@@ -57,17 +59,33 @@ class Progress {
 
 struct Ended {
   int code = kOk;
-  std::uint64_t cookie = 0;  ///< of the last read
+  std::uint64_t cookie = 0;      ///< of the last read
+  std::uint64_t hole_bytes = 0;  ///< found by this run where the map is not told
 };
 
+/// A cookie from before anything is in the file. Nothing: no memory was found, or the user does not want to wait.
+Result<std::optional<std::uint64_t>, ClientError> first_cookie(const MemoryPlaces& places, PieceReader& reader,
+                                                               StopSignal& stop) {
+  const auto& slot = places.slots.front();
+  std::array<std::byte, kPageSize> page{};
+  for (std::uint64_t done = 0; done < slot.bytes && !stop.wait(Millis{0});) {
+    const auto out = std::span(page).first(std::min<std::uint64_t>(page.size(), slot.bytes - done));
+    const auto piece = reader.next(slot.gpa + done, out);
+    if (!piece) return piece.error();
+    if (piece->is_memory) return std::optional(piece->cookie);
+    done += piece->bytes;
+  }
+  return std::optional<std::uint64_t>();
+}
+
 /// Reads and writes from where the file is to the end.
-Ended copy_all(const Arguments& arguments, GuestMemory& memory, DumpFile& file, StopSignal& stop) {
+Ended copy_all(const Arguments& arguments, PieceReader& reader, DumpFile& file, StopSignal& stop) {
   const auto& layout = file.layout();
   Progress progress(file.done(), layout.memory_bytes);
   const auto begun = SteadyClock::now();
   const std::uint64_t begun_at = file.done();
-  std::vector<std::byte> buffer(kPiece);
-  Ended ended{kOk, file.checkpoint().cookie};
+  std::vector<std::byte> buffer(PieceReader::kPieceMax);
+  Ended ended{kOk, file.checkpoint().cookie, 0};
   const auto give_up = [&](int code) {
     if (auto saved = file.save(); !saved)
       warn(saved.error().text);
@@ -83,13 +101,19 @@ Ended copy_all(const Arguments& arguments, GuestMemory& memory, DumpFile& file, 
     while (file.done() < part_end) {
       progress.draw(file.done());
       const std::uint64_t at = part.gpa + (file.done() - before_part);
-      const auto piece = std::span(buffer).first(std::min(kPiece, part_end - file.done()));
-      const auto read = memory.read(at, piece);
+      const auto out = std::span(buffer).first(std::min<std::uint64_t>(buffer.size(), part_end - file.done()));
+      const auto read = reader.next(at, out);
       if (!read) {
         const int code = explain(read.error());
         return give_up(code);
       }
-      ended.cookie = *read;
+      const auto piece = out.first(read->bytes);
+      if (read->is_memory) {
+        ended.cookie = read->cookie;
+      } else {
+        std::fill(piece.begin(), piece.end(), std::byte{0});
+        ended.hole_bytes += piece.size();
+      }
       if (auto written = file.append(piece); !written) {
         warn(written.error().text);
         ended.code = kFailed;
@@ -97,7 +121,8 @@ Ended copy_all(const Arguments& arguments, GuestMemory& memory, DumpFile& file, 
       }
       Millis pause{0};
       if (arguments.memory.rate != 0) {
-        const double seconds = static_cast<double>(file.done() - begun_at) / static_cast<double>(arguments.memory.rate);
+        const std::uint64_t copied = file.done() - begun_at - ended.hole_bytes;
+        const double seconds = static_cast<double>(copied) / static_cast<double>(arguments.memory.rate);
         const auto due =
             begun + std::chrono::duration_cast<SteadyClock::duration>(std::chrono::duration<double>(seconds));
         pause = std::max(Millis{0}, std::chrono::duration_cast<Millis>(due - SteadyClock::now()));
@@ -116,19 +141,25 @@ int mem_dump(const Arguments& arguments) {
   StopSignal stop;
   auto memory = GuestMemory::open(arguments);
   if (!memory) return explain(memory.error());
-  const auto slots = memory->client().get_memory_map();
-  if (!slots) return explain(slots.error());
-  if (slots->empty()) {
+  const auto places = memory->places();
+  if (!places) return explain(places.error());
+  const auto& slots = places->slots;
+  if (slots.empty()) {
     warn("this guest has no memory");
     return kFailed;
   }
-  // A cookie of the beginning, before anything is in the file.
-  std::byte first{};
-  const auto cookie = memory->read(slots->front().gpa, std::span(&first, 1));
+  warn_of_holes(*places);
+  PieceReader reader([&](std::uint64_t gpa, std::span<std::byte> out) { return memory->read(gpa, out); },
+                     places->told ? PieceReader::Holes::AreErrors : PieceReader::Holes::AreFound);
+  const auto cookie = first_cookie(*places, reader, stop);
   if (!cookie) return explain(cookie.error());
+  if (!*cookie) {
+    warn("no memory of this guest was found; nothing was written");
+    return kFailed;
+  }
   const auto& welcome = memory->client().welcome();
   const std::string uuid = to_string(welcome.guest);
-  Checkpoint begin{uuid, arguments.memory.format, *slots, 0, *cookie};
+  Checkpoint begin{uuid, arguments.memory.format, slots, 0, **cookie};
   const std::string note = "guest " + welcome.guest_name + " " + uuid;
   auto file = arguments.memory.resume ? DumpFile::resume(arguments.file, std::move(begin), note)
                                       : DumpFile::create(arguments.file, std::move(begin), note);
@@ -137,12 +168,12 @@ int mem_dump(const Arguments& arguments) {
     return kFailed;
   }
   const std::uint64_t resumed_at = file->done();
-  const Ended ended = copy_all(arguments, *memory, *file, stop);
+  const Ended ended = copy_all(arguments, reader, *file, stop);
   if (ended.code != kOk) return ended.code;
 
-  const auto after = memory->client().get_memory_map();
+  const auto after = memory->places();
   if (!after) return explain(after.error());
-  const bool same_map = std::equal(after->begin(), after->end(), slots->begin(), slots->end(),
+  const bool same_map = std::equal(after->slots.begin(), after->slots.end(), slots.begin(), slots.end(),
                                    [](const kvmi_memory_slot& a, const kvmi_memory_slot& b) {
                                      return a.gpa == b.gpa && a.bytes == b.bytes && a.flags == b.flags;
                                    });
@@ -158,7 +189,9 @@ int mem_dump(const Arguments& arguments) {
                     {"guest", uuid},
                     {"file", arguments.file},
                     {"format", format},
-                    {"slots", slots->size()},
+                    {"slots", slots.size()},
+                    {"map_told", places->told},
+                    {"hole_bytes", ended.hole_bytes},
                     {"bytes", layout.memory_bytes},
                     {"file_bytes", layout.file_bytes},
                     {"zero_bytes", file->zero_bytes()},
@@ -169,8 +202,12 @@ int mem_dump(const Arguments& arguments) {
     std::fprintf(stdout, "%s\n", json.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
   } else {
     std::fprintf(stdout, "dumped %llu bytes in %zu slots to %s (%s)\n",
-                 static_cast<unsigned long long>(layout.memory_bytes), slots->size(), printable(arguments.file).c_str(),
+                 static_cast<unsigned long long>(layout.memory_bytes), slots.size(), printable(arguments.file).c_str(),
                  format);
+    if (!places->told) {
+      std::fprintf(stdout, "%llu bytes of them are holes that this run found: zeros in the file\n",
+                   static_cast<unsigned long long>(ended.hole_bytes));
+    }
     if (began != ended.cookie) {
       std::fprintf(stdout, "kvmid saw changes of guest memory meanwhile: cookie %llu -> %llu\n",
                    static_cast<unsigned long long>(began), static_cast<unsigned long long>(ended.cookie));

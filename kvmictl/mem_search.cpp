@@ -9,16 +9,11 @@
 #include "kvmictl/guest_commands.h"
 #include "kvmictl/guest_memory.h"
 #include "kvmictl/json_text.h"
+#include "kvmictl/piece_reader.h"
 
 namespace kvmid::ctl {
 
 using namespace kvmid::client;  // NOLINT(google-build-using-namespace): this file is an agent
-
-namespace {
-
-constexpr std::uint64_t kPiece = 1U << 20U;
-
-}  // namespace
 
 bool PieceSearch::feed(std::span<const std::byte> piece, const std::function<bool(std::uint64_t)>& found) {
   window_.insert(window_.end(), piece.begin(), piece.end());
@@ -40,31 +35,39 @@ int mem_search(const Arguments& arguments) {
   std::setvbuf(stdout, nullptr, _IOLBF, 0);  // lines are whole also in a pipe
   auto memory = GuestMemory::open(arguments);
   if (!memory) return explain(memory.error());
-  const auto slots = memory->client().get_memory_map();
-  if (!slots) return explain(slots.error());
-  std::uint64_t places = 0;
+  const auto places = memory->places();
+  if (!places) return explain(places.error());
+  warn_of_holes(*places);
+  std::uint64_t hits = 0;
   bool written = true;
   const auto found = [&](std::uint64_t gpa) {
     const std::string line = arguments.json ? Json{{"schema", 1}, {"gpa", hex(gpa)}}.dump() : hex(gpa);
     written = std::fprintf(stdout, "%s\n", line.c_str()) >= 0;
-    return written && ++places != arguments.count;
+    return written && ++hits != arguments.count;
   };
   PieceSearch search(arguments.data);
-  std::vector<std::byte> buffer(kPiece);
-  for (const auto& run : runs_of(*slots)) {
+  PieceReader reader([&](std::uint64_t gpa, std::span<std::byte> out) { return memory->read(gpa, out); },
+                     places->told ? PieceReader::Holes::AreErrors : PieceReader::Holes::AreFound);
+  std::vector<std::byte> buffer(PieceReader::kPieceMax);
+  for (const auto& run : runs_of(places->slots)) {
     search.begin(run.gpa);
     for (std::uint64_t done = 0; done < run.bytes;) {
-      const auto piece = std::span(buffer).first(std::min(kPiece, run.bytes - done));
-      if (const auto read = memory->read(run.gpa + done, piece); !read) return explain(read.error());
-      if (!search.feed(piece, found)) {
+      const auto out = std::span(buffer).first(std::min<std::uint64_t>(buffer.size(), run.bytes - done));
+      const auto piece = reader.next(run.gpa + done, out);
+      if (!piece) return explain(piece.error());
+      done += piece->bytes;
+      if (!piece->is_memory) {
+        search.begin(run.gpa + done);
+        continue;
+      }
+      if (!search.feed(out.first(piece->bytes), found)) {
         if (written) return kOk;
         std::fprintf(stderr, "kvmictl: stdout takes no more\n");
         return kFailed;
       }
-      done += piece.size();
     }
   }
-  if (places != 0) return kOk;
+  if (hits != 0) return kOk;
   std::fprintf(stderr, "kvmictl: nowhere in the memory of %s\n", memory->client().welcome().guest_name.c_str());
   return kFailed;
 }

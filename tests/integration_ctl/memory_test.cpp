@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <csignal>
 #include <cstddef>
+#include <filesystem>
 #include <fstream>
 
 #include "tests/integration_ctl/ctl_scene.h"
@@ -112,6 +113,87 @@ TEST_CASE("a hole in the memory map is one for kvmictl", "[integration]") {
   const Json dump = scene.ctl_json({"mem", "dump", "web1", scene.folder.file("holed")});
   CHECK(dump.at("slots") == 2);
   CHECK(dump.at("bytes") == kMemory - 4096);
+}
+
+TEST_CASE("where the hypervisor tells no memory map, holes are found by reading", "[integration]") {
+  CtlScene scene;
+  Guest old(scene.folder, {.name = "old1", .uuid = uuid_of(7), .vcpus = 2, .arguments = {"--dialect", "v7"}});
+  old.wait_online();
+  const std::string untold = "does not tell the memory map of this guest: GPA 0 to 0x1000000 are read";
+  const Finished rom = scene.ctl({"mem", "search", "old1", "--string", "KVMIROM1"});
+  CHECK(rom.text() == "0xf0000\n");
+  CHECK(has(errors_of(rom), untold));
+  CHECK(rom.errors.size() == 1);
+
+  old.set_field(offsetof(Mailbox, arg_map_change), KVMI_MAP_REMOVED);
+  old.do_times(GuestMode::Map, 1);
+  for (unsigned vcpu = 0; vcpu < 2; ++vcpu) to_idle(old, vcpu);
+  REQUIRE(scene.ctl({"mem", "read", "old1", "0xf0000", "1"}).exit == Exit{1, 0});
+  REQUIRE(scene.ctl({"mem", "read", "old1", "0xef000", "4k"}).exit == Exit{0, 0});
+  REQUIRE(scene.ctl({"mem", "read", "old1", "0xf1000", "4k"}).exit == Exit{0, 0});
+
+  const Finished gone = scene.ctl({"mem", "search", "old1", "--string", "KVMIROM1"});
+  CHECK(gone.exit == Exit{1, 0});
+  CHECK(has(errors_of(gone), "nowhere"));
+  old.memory().write(Gpa{0xefffc}, "edgeX", 4);
+  old.memory().write(Gpa{0xf1000}, "edge", 4);
+  CHECK(scene.ctl({"mem", "search", "old1", "--string", "edge"}).text() == "0xefffc\n0xf1000\n");
+  CHECK(scene.ctl({"mem", "search", "old1", "--string", "edgeedge"}).exit == Exit{1, 0});  // not across the hole
+  old.memory().write(Gpa{0x6ffffc}, "\xde\xad\xbe\xef\xca\xfe\xba\xbe", 8);
+  CHECK(scene.ctl({"mem", "search", "old1", "deadbeefcafebabe"}).text() == "0x6ffffc\n");
+
+  const std::string raw = scene.folder.file("raw"), elf = scene.folder.file("elf");
+  const Finished dump = scene.ctl({"mem", "dump", "old1", raw});
+  INFO(errors_of(dump));
+  REQUIRE(dump.exit == Exit{0, 0});
+  CHECK(has(dump.text(), "4096 bytes of them are holes"));
+  CHECK(has(errors_of(dump), untold));
+  CHECK(dump.errors.size() == 1);
+  const Json json = scene.ctl_json({"mem", "dump", "old1", elf, "--format", "elf"});
+  CHECK(json.at("map_told") == false);
+  CHECK(json.at("map_changed") == false);
+  CHECK(json.at("bytes") == kMemory);
+  CHECK(json.at("hole_bytes") == 4096);
+
+  std::string memory = memory_of(old, 0, kMemory);
+  memory.replace(0xf0000, 4096, 4096, '\0');
+  std::string dumped = content(raw), core = content(elf);
+  REQUIRE(dumped.size() == kMemory);
+  REQUIRE(core.size() == kMemory + 4096);
+  core.erase(0, 4096);
+  for (const std::uint64_t page : {0x10000, 0x11000}) {  // idle vCPUs count their rounds
+    for (std::string* image : {&memory, &dumped, &core}) image->replace(page, 4096, 4096, 'r');
+  }
+  CHECK(difference(dumped, memory) == "");
+  CHECK(difference(core, memory) == "");
+
+  // Interrupted in front of the hole, and taken up again.
+  const std::string slow = scene.folder.file("slow");
+  Process begun("kvmictl", scene.with_sockets({"mem", "dump", "old1", slow, "--rate", "64k"}));
+  REQUIRE(wait_until([&] { return std::filesystem::exists(slow + ".resume"); }));
+  begun.signal(SIGTERM);
+  CHECK(begun.wait_exit() == Exit{1, 0});
+  begun.wait_errors("--resume goes on");
+  const Json resumed = scene.ctl_json({"mem", "dump", "old1", slow, "--resume"});
+  CHECK(resumed.at("resumed_at") < 0xf0000);
+  CHECK(resumed.at("hole_bytes") == 4096);
+  dumped = content(slow);
+  for (const std::uint64_t page : {0x10000, 0x11000}) dumped.replace(page, 4096, 4096, 'r');
+  CHECK(difference(dumped, memory) == "");
+}
+
+TEST_CASE("where nobody says where memory ends, nothing is searched or dumped", "[integration]") {
+  CtlScene scene(R"({"hypervisors":{"guests":[{"guests":["old1"],"dialect":"rfc2017"}]},
+    "policy":[{"name":"all","match":"*","commands":["*"],"role":"decider"}]})");
+  Guest old(scene.folder, {.name = "old1", .uuid = uuid_of(7), .vcpus = 1, .arguments = {"--dialect", "rfc2017"}});
+  old.wait_online();
+  const std::string file = scene.folder.file("dump");
+  for (const auto& words : {std::vector<std::string>{"mem", "search", "old1", "90"}, {"mem", "dump", "old1", file}}) {
+    const Finished refused = scene.ctl(words);
+    CHECK(refused.exit == Exit{6, 0});
+    CHECK(has(errors_of(refused), "nor where its memory ends"));
+  }
+  CHECK_FALSE(std::filesystem::exists(file));
 }
 
 TEST_CASE("mem search finds what the guest has, across slots", "[integration]") {
