@@ -91,8 +91,8 @@ void read_vsock(const Json& node, const std::string& path, io::DialedAgent& out)
   for (const auto& [key, into] : {std::pair{"cid", &out.vsock_cid}, std::pair{"port", &out.vsock_port}}) {
     const Json* value = reader.find(key);
     if (value == nullptr) fail(path, std::string("the key \"") + key + "\" is missing");
-    const std::uint64_t min = into == &out.vsock_cid ? 1 : 0;  // CID 0 is the hypervisor itself: nobody listens there
-    *into = static_cast<std::uint32_t>(number_of(*value, reader.path_of(key), min, kAnyVsock - 1));
+    // CID 0 is the hypervisor itself, where no tool listens; port 0 is a value that was left out rather than a tool's.
+    *into = static_cast<std::uint32_t>(number_of(*value, reader.path_of(key), 1, kAnyVsock - 1));
   }
   reader.finish();
 }
