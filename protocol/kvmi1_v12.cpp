@@ -7,6 +7,7 @@
 #include <cstdlib>
 
 #include "protocol/kvmi1_dialects.h"
+#include "protocol/kvmi1_numbers.h"
 #include "protocol/payload_io.h"
 #include "protocol/wire_v12.h"
 
@@ -141,33 +142,10 @@ class PayloadWriter {
 std::size_t CodecV12::payload_max() const { return v12::kPayloadMax; }
 std::uint16_t CodecV12::event_reply_id() const { return v12::kVcpuEventId; }
 
-std::optional<std::uint16_t> CodecV12::number_of(CommandKind kind) const {
-  for (const auto& entry : kCommands) {
-    if (entry.kind == kind) return entry.number;
-  }
-  return std::nullopt;
-}
-
-std::optional<CommandKind> CodecV12::command_of(std::uint16_t number) const {
-  for (const auto& entry : kCommands) {
-    if (entry.number == number) return entry.kind;
-  }
-  return std::nullopt;
-}
-
-std::optional<std::uint16_t> CodecV12::number_of(EventKind kind) const {
-  for (const auto& entry : kEvents) {
-    if (entry.kind == kind) return entry.number;
-  }
-  return std::nullopt;
-}
-
-std::optional<EventKind> CodecV12::event_of(std::uint16_t number) const {
-  for (const auto& entry : kEvents) {
-    if (entry.number == number) return entry.kind;
-  }
-  return std::nullopt;
-}
+std::optional<std::uint16_t> CodecV12::number_of(CommandKind kind) const { return number_in(kCommands, kind); }
+std::optional<CommandKind> CodecV12::command_of(std::uint16_t number) const { return kind_in(kCommands, number); }
+std::optional<std::uint16_t> CodecV12::number_of(EventKind kind) const { return number_in(kEvents, kind); }
+std::optional<EventKind> CodecV12::event_of(std::uint16_t number) const { return kind_in(kEvents, number); }
 
 void CodecV12::encode(const Command& command, Seq seq, ByteBuffer& out) const {
   const auto number = number_of(kind_of_command(command));
